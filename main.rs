@@ -1,0 +1,2 @@
+//! The `pavage` binary.
+fn main() {}

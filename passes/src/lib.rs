@@ -1,0 +1,1 @@
+//! Graph to graph to regions: folding, e-graph rewriting, fusion, memory planning.

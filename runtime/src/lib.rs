@@ -1,0 +1,1 @@
+//! Load and run Pavage artifacts: no compiler, no LLVM, no CUDA toolkit.
