@@ -1,5 +1,21 @@
 //! Pavage's graph IR: ops, types, text, verifier, reference evaluator, regions and schedules as plain data.
+//!
+//! This crate knows no model format, pass or device.
+pub mod attr;
+pub mod dim;
 pub mod dtype;
+pub mod graph;
+pub mod op;
+pub mod ops;
 pub mod scalar;
+pub mod tensor;
+pub mod types;
+
+pub use attr::Real;
+pub use dim::{Binding, Dim, Sym};
 pub use dtype::DType;
+pub use graph::{Graph, Node, NodeId, NodeKind, Output, Value};
+pub use op::{Op, OpError};
 pub use scalar::{Scalar, ScalarFn};
+pub use tensor::{Tensor, TensorError};
+pub use types::TensorType;

@@ -130,7 +130,11 @@ pub fn decode_f8(code: u8, dtype: DType) -> f64 {
     if dtype == DType::F8E5M2 && exp == 31 {
         return if mant == 0 { sign * f64::INFINITY } else { f64::NAN };
     }
-    if exp == 0 { sign * libm::scalbn(f64::from(mant), 1 - bias - mant_bits) } else { sign * libm::scalbn(f64::from(mant + (1 << mant_bits)), exp - bias - mant_bits) }
+    if exp == 0 {
+        sign * libm::scalbn(f64::from(mant), 1 - bias - mant_bits)
+    } else {
+        sign * libm::scalbn(f64::from(mant + (1 << mant_bits)), exp - bias - mant_bits)
+    }
 }
 
 /// What a scalar function demands of its operands and what it gives.
@@ -342,7 +346,11 @@ impl ScalarFn {
             IsInf => return Scalar::B(a.f().is_infinite()),
             _ => {}
         }
-        if dtype.is_float() { Scalar::F(self.eval_float(a.f(), b.f(), args.get(2).map_or(0.0, |c| c.f()))).cast(dtype) } else { Scalar::I(self.eval_int(a.i(), b.i(), dtype)).cast(dtype) }
+        if dtype.is_float() {
+            Scalar::F(self.eval_float(a.f(), b.f(), args.get(2).map_or(0.0, |c| c.f()))).cast(dtype)
+        } else {
+            Scalar::I(self.eval_int(a.i(), b.i(), dtype)).cast(dtype)
+        }
     }
 
     fn eval_float(self, a: f64, b: f64, c: f64) -> f64 {
@@ -358,11 +366,33 @@ impl ScalarFn {
             }
             Rem => a % b,
             Pow => libm::pow(a, b),
-            Max => if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) },
-            Min => if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) },
+            Max => {
+                if a.is_nan() || b.is_nan() {
+                    f64::NAN
+                } else {
+                    a.max(b)
+                }
+            }
+            Min => {
+                if a.is_nan() || b.is_nan() {
+                    f64::NAN
+                } else {
+                    a.min(b)
+                }
+            }
             Neg => -a,
             Abs => a.abs(),
-            Sign => if a.is_nan() { a } else if a > 0.0 { 1.0 } else if a < 0.0 { -1.0 } else { 0.0 },
+            Sign => {
+                if a.is_nan() {
+                    a
+                } else if a > 0.0 {
+                    1.0
+                } else if a < 0.0 {
+                    -1.0
+                } else {
+                    0.0
+                }
+            }
             Exp => libm::exp(a),
             Log => libm::log(a),
             Sqrt => a.sqrt(),
@@ -399,9 +429,28 @@ impl ScalarFn {
             Add => a + b,
             Sub => a - b,
             Mul => wrap_int(a, dtype).wrapping_mul(b),
-            Div => if b == 0 { 0 } else { a / b },
-            Mod => if b == 0 { 0 } else { let r = a % b; if r != 0 && (r < 0) != (b < 0) { r + b } else { r } },
-            Rem => if b == 0 { 0 } else { a % b },
+            Div => {
+                if b == 0 {
+                    0
+                } else {
+                    a / b
+                }
+            }
+            Mod => {
+                if b == 0 {
+                    0
+                } else {
+                    let r = a % b;
+                    if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
+                }
+            }
+            Rem => {
+                if b == 0 {
+                    0
+                } else {
+                    a % b
+                }
+            }
             Pow => int_pow(a, b, dtype),
             Max => a.max(b),
             Min => a.min(b),
@@ -411,9 +460,27 @@ impl ScalarFn {
             And => a & b,
             Or => a | b,
             Xor => a ^ b,
-            Not => if dtype == DType::Bool { i128::from(a == 0) } else { !a },
-            Shl => if b < 0 || b >= bits { 0 } else { a << b },
-            Shr => if b < 0 || b >= bits { if a < 0 { -1 } else { 0 } } else { a >> b },
+            Not => {
+                if dtype == DType::Bool {
+                    i128::from(a == 0)
+                } else {
+                    !a
+                }
+            }
+            Shl => {
+                if b < 0 || b >= bits {
+                    0
+                } else {
+                    a << b
+                }
+            }
+            Shr => {
+                if b < 0 || b >= bits {
+                    if a < 0 { -1 } else { 0 }
+                } else {
+                    a >> b
+                }
+            }
             _ => a,
         }
     }
@@ -423,7 +490,13 @@ fn int_pow(a: i128, b: i128, dtype: DType) -> i128 {
     if b < 0 {
         return match a {
             1 => 1,
-            -1 => if b % 2 == 0 { 1 } else { -1 },
+            -1 => {
+                if b % 2 == 0 {
+                    1
+                } else {
+                    -1
+                }
+            }
             _ => 0,
         };
     }

@@ -46,18 +46,9 @@ impl DimExpr {
         let pair = |a: &DimExpr, b: &DimExpr| Ok((a.eval(symbols)?, b.eval(symbols)?));
         match self {
             DimExpr::Const(c) => Ok(*c),
-            DimExpr::Sym(s) => symbols
-                .get(*s as usize)
-                .copied()
-                .ok_or(DimError::NoSuchSymbol(*s)),
-            DimExpr::Add(terms) => terms.iter().try_fold(0i64, |sum, t| {
-                sum.checked_add(t.eval(symbols)?).ok_or(DimError::Overflow)
-            }),
-            DimExpr::Mul(factors) => factors.iter().try_fold(1i64, |product, f| {
-                product
-                    .checked_mul(f.eval(symbols)?)
-                    .ok_or(DimError::Overflow)
-            }),
+            DimExpr::Sym(s) => symbols.get(*s as usize).copied().ok_or(DimError::NoSuchSymbol(*s)),
+            DimExpr::Add(terms) => terms.iter().try_fold(0i64, |sum, t| sum.checked_add(t.eval(symbols)?).ok_or(DimError::Overflow)),
+            DimExpr::Mul(factors) => factors.iter().try_fold(1i64, |product, f| product.checked_mul(f.eval(symbols)?).ok_or(DimError::Overflow)),
             DimExpr::FloorDiv(a, b) => pair(a, b).and_then(|(a, b)| floor_div(a, b)),
             DimExpr::Mod(a, b) => {
                 let (a, b) = pair(a, b)?;
@@ -71,11 +62,7 @@ impl DimExpr {
 
     /// The value, when it is the same for all symbols because none occurs.
     pub fn as_const(&self) -> Option<i64> {
-        if self.symbols().is_empty() {
-            self.eval(&[]).ok()
-        } else {
-            None
-        }
+        if self.symbols().is_empty() { self.eval(&[]).ok() } else { None }
     }
 
     /// The symbols that occur, ascending, each once.
@@ -93,10 +80,7 @@ impl DimExpr {
             DimExpr::Const(_) => {}
             DimExpr::Sym(s) => f(*s),
             DimExpr::Add(list) | DimExpr::Mul(list) => list.iter().for_each(|e| e.visit_symbols(f)),
-            DimExpr::FloorDiv(a, b)
-            | DimExpr::Mod(a, b)
-            | DimExpr::Max(a, b)
-            | DimExpr::Min(a, b) => {
+            DimExpr::FloorDiv(a, b) | DimExpr::Mod(a, b) | DimExpr::Max(a, b) | DimExpr::Min(a, b) => {
                 a.visit_symbols(f);
                 b.visit_symbols(f);
             }
@@ -159,11 +143,7 @@ fn floor_div(a: i64, b: i64) -> Result<i64, DimError> {
     }
     let quotient = a.checked_div(b).ok_or(DimError::Overflow)?;
     let inexact = a.checked_rem(b).ok_or(DimError::Overflow)? != 0;
-    Ok(if inexact && (a < 0) != (b < 0) {
-        quotient - 1
-    } else {
-        quotient
-    })
+    Ok(if inexact && (a < 0) != (b < 0) { quotient - 1 } else { quotient })
 }
 
 struct Named<'a> {
@@ -191,11 +171,7 @@ impl From<i64> for DimExpr {
 
 impl Serialize for DimExpr {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        fn entry<S: Serializer>(
-            to: S,
-            key: &str,
-            value: &impl Serialize,
-        ) -> Result<S::Ok, S::Error> {
+        fn entry<S: Serializer>(to: S, key: &str, value: &impl Serialize) -> Result<S::Ok, S::Error> {
             let mut map = to.serialize_map(Some(1))?;
             map.serialize_entry(key, value)?;
             map.end()
@@ -261,26 +237,17 @@ mod tests {
 
     fn sample() -> DimExpr {
         use DimExpr::*;
-        Add(vec![
-            Mul(vec![Const(4), Sym(0)]),
-            FloorDiv(Add(vec![Sym(1), Const(-1)]).into(), Const(2).into()),
-        ])
+        Add(vec![Mul(vec![Const(4), Sym(0)]), FloorDiv(Add(vec![Sym(1), Const(-1)]).into(), Const(2).into())])
     }
 
     #[test]
     fn values_text_and_json_agree() {
         let e = sample();
         assert_eq!(e.eval(&[3, 8]), Ok(15));
-        assert_eq!(
-            e.with_names(&["n", "h"]).to_string(),
-            "4*n + div(h + -1, 2)"
-        );
+        assert_eq!(e.with_names(&["n", "h"]).to_string(), "4*n + div(h + -1, 2)");
         assert_eq!(e.to_string(), "4*s0 + div(s1 + -1, 2)");
         let json = serde_json::to_string(&e).unwrap();
-        assert_eq!(
-            json,
-            r#"{"add":[{"mul":[4,{"sym":0}]},{"div":[{"add":[{"sym":1},-1]},2]}]}"#
-        );
+        assert_eq!(json, r#"{"add":[{"mul":[4,{"sym":0}]},{"div":[{"add":[{"sym":1},-1]},2]}]}"#);
         assert_eq!(serde_json::from_str::<DimExpr>(&json).unwrap(), e);
         assert_eq!(e.symbols(), [0, 1]);
         assert_eq!(e.as_const(), None);
@@ -312,10 +279,7 @@ mod tests {
         }
         let zero = DimExpr::Mod(DimExpr::Const(1).into(), DimExpr::Const(0).into());
         assert_eq!(zero.eval(&[]), Err(DimError::DivisionByZero));
-        assert_eq!(
-            DimExpr::Sym(2).eval(&[1, 2]),
-            Err(DimError::NoSuchSymbol(2))
-        );
+        assert_eq!(DimExpr::Sym(2).eval(&[1, 2]), Err(DimError::NoSuchSymbol(2)));
         assert!(serde_json::from_str::<DimExpr>(r#"{"pow":[1,2]}"#).is_err());
         let deep = format!("{}1{}", r#"{"add":["#.repeat(500), "]}".repeat(500));
         assert!(serde_json::from_str::<DimExpr>(&deep).is_err());

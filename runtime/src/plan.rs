@@ -451,14 +451,6 @@ pub struct Provenance {
 
 impl Default for Provenance {
     fn default() -> Self {
-        Provenance {
-            sources: Vec::new(),
-            members: Vec::new(),
-            rules: Vec::new(),
-            flops: zero(),
-            bytes_read: zero(),
-            bytes_written: zero(),
-            predicted_ns: 0.0,
-        }
+        Provenance { sources: Vec::new(), members: Vec::new(), rules: Vec::new(), flops: zero(), bytes_read: zero(), bytes_written: zero(), predicted_ns: 0.0 }
     }
 }

@@ -1,0 +1,14 @@
+//! tree
+#![allow(unused_imports, clippy::too_many_arguments)]
+use crate::{
+    attr::*,
+    dim::Sym,
+    op::{EvalArgs, TypeArgs},
+    *,
+};
+pub(crate) fn infer(_args: TypeArgs, _0: &usize, _1: &Aggregate) -> Result<Vec<TensorType>, String> {
+    Err("no type rule".into())
+}
+pub(crate) fn eval(_args: EvalArgs, _0: &usize, _1: &Aggregate) -> Result<Vec<Tensor>, String> {
+    Err("no evaluator".into())
+}
