@@ -7,10 +7,7 @@
 //!
 //! Mixing types wrongly is an error in the family that builds, and panics with the types in the message;
 //! `tile::check` says the same of parsed text without panicking.
-use super::{
-    Access, Block, Buf, BufInfo, Device, DotKind, Kernel, Launch, Op, ReduceFn, ShflKind, Space,
-    Stmt, Ty, Val, VoteKind, hopper,
-};
+use super::{Access, Block, Buf, BufInfo, Device, DotKind, Kernel, Launch, Op, ReduceFn, ShflKind, Space, Stmt, Ty, Val, VoteKind, hopper};
 use pavage_ir::{DType, Scalar, ScalarFn};
 use std::collections::HashMap;
 
@@ -49,28 +46,14 @@ impl Builder {
             types: vec![],
             body: Block::default(),
         };
-        Builder {
-            kernel,
-            frames: vec![Frame::default()],
-            next_frame: 1,
-            home: vec![],
-            affine: HashMap::new(),
-            bool_consts: HashMap::new(),
-        }
+        Builder { kernel, frames: vec![Frame::default()], next_frame: 1, home: vec![], affine: HashMap::new(), bool_consts: HashMap::new() }
     }
 
     // ---- parameters and memory ----
 
     /// The next buffer argument.
     pub fn arg(&mut self, dtype: DType, access: Access) -> Buf {
-        self.add_buf(BufInfo {
-            space: Space::Global,
-            dtype,
-            len: None,
-            align: 0,
-            access,
-            alias: None,
-        })
+        self.add_buf(BufInfo { space: Space::Global, dtype, len: None, align: 0, access, alias: None })
     }
 
     /// The next run-time size, an `i64`.
@@ -93,14 +76,7 @@ impl Builder {
 
     /// `len` elements aligned to `align` bytes.
     pub fn alloc_aligned(&mut self, space: Space, dtype: DType, len: u64, align: u32) -> Buf {
-        self.add_buf(BufInfo {
-            space,
-            dtype,
-            len: Some(len),
-            align,
-            access: Access::ReadWrite,
-            alias: None,
-        })
+        self.add_buf(BufInfo { space, dtype, len: Some(len), align, access: Access::ReadWrite, alias: None })
     }
 
     /// `len` elements of shared memory.
@@ -110,14 +86,7 @@ impl Builder {
 
     /// The open-ended tail of the per-thread scratch (CPU): the launcher adds its bytes to `Kernel::scratch_bytes`.
     pub fn scratch(&mut self, dtype: DType) -> Buf {
-        self.add_buf(BufInfo {
-            space: Space::Local,
-            dtype,
-            len: None,
-            align: 64,
-            access: Access::ReadWrite,
-            alias: None,
-        })
+        self.add_buf(BufInfo { space: Space::Local, dtype, len: None, align: 64, access: Access::ReadWrite, alias: None })
     }
 
     /// The memory of `of` from `byte_offset` on, as elements of `dtype`.
@@ -204,27 +173,12 @@ impl Builder {
         let shape = args.iter().map(|a| self.ty(*a)).find(|t| !t.is_scalar());
         let args: Vec<Val> = match shape {
             None => args.to_vec(),
-            Some(t) => args
-                .iter()
-                .map(|a| {
-                    if self.ty(*a).is_scalar() {
-                        self.splat_to(*a, t.with(self.ty(*a).dtype()))
-                    } else {
-                        *a
-                    }
-                })
-                .collect(),
+            Some(t) => args.iter().map(|a| if self.ty(*a).is_scalar() { self.splat_to(*a, t.with(self.ty(*a).dtype())) } else { *a }).collect(),
         };
         let types: Vec<Ty> = args.iter().map(|a| self.ty(*a)).collect();
         let dtypes: Vec<DType> = types.iter().map(|t| t.dtype()).collect();
-        let dtype = f
-            .infer(&dtypes)
-            .unwrap_or_else(|e| panic!("{f} of {}: {e}", list(&types)));
-        assert!(
-            types.iter().all(|t| t.with(dtype) == types[0].with(dtype)),
-            "{f}: shapes differ: {}",
-            list(&types)
-        );
+        let dtype = f.infer(&dtypes).unwrap_or_else(|e| panic!("{f} of {}: {e}", list(&types)));
+        assert!(types.iter().all(|t| t.with(dtype) == types[0].with(dtype)), "{f}: shapes differ: {}", list(&types));
         if types.iter().all(|t| *t == Ty::INDEX) {
             if let Some(v) = self.fold_index(f, &args) {
                 return v;
@@ -238,10 +192,7 @@ impl Builder {
             }
         }
         if types.iter().all(|t| *t == Ty::BOOL) {
-            let known: Option<Vec<Scalar>> = args
-                .iter()
-                .map(|a| self.bool_consts.get(a).map(|b| Scalar::B(*b)))
-                .collect();
+            let known: Option<Vec<Scalar>> = args.iter().map(|a| self.bool_consts.get(a).map(|b| Scalar::B(*b))).collect();
             if let Some(known) = known {
                 return self.constant(f.eval(DType::Bool, &known), DType::Bool);
             }
@@ -267,10 +218,7 @@ impl Builder {
     }
 
     fn fold_index(&mut self, f: ScalarFn, args: &[Val]) -> Option<Val> {
-        let consts: Option<Vec<Scalar>> = args
-            .iter()
-            .map(|a| self.as_index(*a).map(|c| Scalar::I(i128::from(c))))
-            .collect();
+        let consts: Option<Vec<Scalar>> = args.iter().map(|a| self.as_index(*a).map(|c| Scalar::I(i128::from(c)))).collect();
         if let Some(consts) = consts {
             let value = f.eval(DType::I64, &consts);
             return Some(match value {
@@ -290,9 +238,7 @@ impl Builder {
                 };
                 Some(self.from_affine(base, ac.wrapping_add(bc)))
             }
-            ScalarFn::Sub if b.is_none() || a == b => {
-                Some(self.from_affine(if b.is_none() { a } else { None }, ac.wrapping_sub(bc)))
-            }
+            ScalarFn::Sub if b.is_none() || a == b => Some(self.from_affine(if b.is_none() { a } else { None }, ac.wrapping_sub(bc))),
             ScalarFn::Mul => {
                 let (base, c, k) = match (a, b) {
                     (Some(base), None) => (base, ac, bc),
@@ -319,26 +265,14 @@ impl Builder {
     /// Convert to `dtype` (floats round to nearest even; float to integer truncates and saturates).
     pub fn cast(&mut self, v: Val, dtype: DType) -> Val {
         let ty = self.ty(v);
-        if ty.dtype() == dtype {
-            v
-        } else {
-            self.one(Op::Cast, &[v], &[], ty.with(dtype))
-        }
+        if ty.dtype() == dtype { v } else { self.one(Op::Cast, &[v], &[], ty.with(dtype)) }
     }
 
     /// The same bits as another type of the same total width.
     pub fn bitcast(&mut self, v: Val, ty: Ty) -> Val {
         let from = self.ty(v);
-        assert_eq!(
-            from.dtype().bits() * from.lanes(),
-            ty.dtype().bits() * ty.lanes(),
-            "bitcast of {from} to {ty}: widths differ"
-        );
-        if from == ty {
-            v
-        } else {
-            self.one(Op::Bitcast, &[v], &[], ty)
-        }
+        assert_eq!(from.dtype().bits() * from.lanes(), ty.dtype().bits() * ty.lanes(), "bitcast of {from} to {ty}: widths differ");
+        if from == ty { v } else { self.one(Op::Bitcast, &[v], &[], ty) }
     }
 
     /// A vector with `v` in each of `lanes` lanes; `v` itself for one lane.
@@ -349,22 +283,14 @@ impl Builder {
 
     /// `v` in every lane of `ty`.
     pub fn splat_to(&mut self, v: Val, ty: Ty) -> Val {
-        if self.ty(v) == ty {
-            v
-        } else {
-            self.one(Op::Splat, &[v], &[], ty)
-        }
+        if self.ty(v) == ty { v } else { self.one(Op::Splat, &[v], &[], ty) }
     }
 
     /// Lane `lane`.
     pub fn extract(&mut self, v: Val, lane: usize) -> Val {
         let ty = self.ty(v);
         assert!(lane < ty.lanes(), "lane {lane} of {ty}");
-        if ty.is_scalar() {
-            v
-        } else {
-            self.one(Op::Extract(lane as u16), &[v], &[], Ty::Scalar(ty.dtype()))
-        }
+        if ty.is_scalar() { v } else { self.one(Op::Extract(lane as u16), &[v], &[], Ty::Scalar(ty.dtype())) }
     }
 
     /// `v` with lane `lane` replaced by the scalar `x`.
@@ -393,21 +319,12 @@ impl Builder {
     /// All lanes folded into a scalar, halving; a scalar is itself.
     pub fn reduce(&mut self, with: ReduceFn, v: Val) -> Val {
         let ty = self.ty(v);
-        if ty.is_scalar() {
-            v
-        } else {
-            self.one(Op::Reduce(with), &[v], &[], Ty::Scalar(ty.dtype()))
-        }
+        if ty.is_scalar() { v } else { self.one(Op::Reduce(with), &[v], &[], Ty::Scalar(ty.dtype())) }
     }
 
     /// Lane `i` is `i < count`, for an `i64` count that may be negative or beyond the lanes.
     pub fn lane_mask(&mut self, count: Val, lanes: usize) -> Val {
-        self.one(
-            Op::LaneMask,
-            &[count],
-            &[],
-            Ty::of_lanes(DType::Bool, lanes),
-        )
+        self.one(Op::LaneMask, &[count], &[], Ty::of_lanes(DType::Bool, lanes))
     }
 
     /// Integer dot products, see [`DotKind`].
@@ -503,28 +420,14 @@ impl Builder {
     // ---- control ----
 
     /// `for i in (lo..hi).step_by(step)`, step above 0, with carried values; the body returns their next values.
-    pub fn for_(
-        &mut self,
-        lo: Val,
-        hi: Val,
-        step: i64,
-        init: &[Val],
-        body: impl FnOnce(&mut Builder, Val, &[Val]) -> Vec<Val>,
-    ) -> Vec<Val> {
+    pub fn for_(&mut self, lo: Val, hi: Val, step: i64, init: &[Val], body: impl FnOnce(&mut Builder, Val, &[Val]) -> Vec<Val>) -> Vec<Val> {
         let step = self.index(step);
         self.for_step(lo, hi, step, init, body)
     }
 
     /// As [`Builder::for_`], with a step known at run time. A loop known to run once is written without a loop, one known not
     /// to run at all is not written.
-    pub fn for_step(
-        &mut self,
-        lo: Val,
-        hi: Val,
-        step: Val,
-        init: &[Val],
-        body: impl FnOnce(&mut Builder, Val, &[Val]) -> Vec<Val>,
-    ) -> Vec<Val> {
+    pub fn for_step(&mut self, lo: Val, hi: Val, step: Val, init: &[Val], body: impl FnOnce(&mut Builder, Val, &[Val]) -> Vec<Val>) -> Vec<Val> {
         if let (Some(l), Some(h)) = (self.as_index(lo), self.as_index(hi)) {
             if l >= h {
                 return init.to_vec();
@@ -545,12 +448,7 @@ impl Builder {
     }
 
     /// `if cond { then } else { otherwise }`; both return the same number of values of the same types.
-    pub fn if_(
-        &mut self,
-        cond: Val,
-        then: impl FnOnce(&mut Builder) -> Vec<Val>,
-        otherwise: impl FnOnce(&mut Builder) -> Vec<Val>,
-    ) -> Vec<Val> {
+    pub fn if_(&mut self, cond: Val, then: impl FnOnce(&mut Builder) -> Vec<Val>, otherwise: impl FnOnce(&mut Builder) -> Vec<Val>) -> Vec<Val> {
         match self.bool_consts.get(&cond) {
             Some(true) => return then(self),
             Some(false) => return otherwise(self),
@@ -645,33 +543,18 @@ impl Builder {
 
     /// Ask the warp (GPU): bool, or `u32` for a ballot.
     pub fn vote(&mut self, kind: VoteKind, v: Val) -> Val {
-        let dtype = if kind == VoteKind::Ballot {
-            DType::U32
-        } else {
-            DType::Bool
-        };
+        let dtype = if kind == VoteKind::Ballot { DType::U32 } else { DType::Bool };
         self.one(Op::Vote(kind), &[v], &[], Ty::Scalar(dtype))
     }
 
     /// A statement given in full: how device words (`tile::hopper`, `tile::mma`) are written. Nested blocks come from
     /// [`Builder::block`].
-    pub fn word(
-        &mut self,
-        op: Op,
-        args: &[Val],
-        bufs: &[Buf],
-        blocks: Vec<Block>,
-        results: &[Ty],
-    ) -> Vec<Val> {
+    pub fn word(&mut self, op: Op, args: &[Val], bufs: &[Buf], blocks: Vec<Block>, results: &[Ty]) -> Vec<Val> {
         self.push(op, args, bufs, blocks, results)
     }
 
     /// A nested block with parameters of these types, for [`Builder::word`].
-    pub fn block(
-        &mut self,
-        params: &[Ty],
-        body: impl FnOnce(&mut Builder, &[Val]) -> Vec<Val>,
-    ) -> Block {
+    pub fn block(&mut self, params: &[Ty], body: impl FnOnce(&mut Builder, &[Val]) -> Vec<Val>) -> Block {
         self.open();
         let params: Vec<Val> = params.iter().map(|t| self.param(*t)).collect();
         let yields = body(self, &params);
@@ -681,10 +564,7 @@ impl Builder {
     // ---- statements and blocks ----
 
     fn open(&mut self) {
-        self.frames.push(Frame {
-            id: self.next_frame,
-            ..Frame::default()
-        });
+        self.frames.push(Frame { id: self.next_frame, ..Frame::default() });
         self.next_frame += 1;
     }
 
@@ -716,24 +596,14 @@ impl Builder {
 
     fn depth_of(&self, v: Val) -> usize {
         let home = self.home[v.0 as usize];
-        self.frames
-            .iter()
-            .rposition(|f| f.id == home)
-            .unwrap_or_else(|| panic!("%{} is used outside the block that defines it", v.0))
+        self.frames.iter().rposition(|f| f.id == home).unwrap_or_else(|| panic!("%{} is used outside the block that defines it", v.0))
     }
 
     fn one(&mut self, op: Op, args: &[Val], bufs: &[Buf], ty: Ty) -> Val {
         self.push(op, args, bufs, vec![], &[ty])[0]
     }
 
-    fn push(
-        &mut self,
-        op: Op,
-        args: &[Val],
-        bufs: &[Buf],
-        blocks: Vec<Block>,
-        results: &[Ty],
-    ) -> Vec<Val> {
+    fn push(&mut self, op: Op, args: &[Val], bufs: &[Buf], blocks: Vec<Block>, results: &[Ty]) -> Vec<Val> {
         let lowest = args.iter().map(|a| self.depth_of(*a)).max().unwrap_or(0);
         let here = self.frames.len() - 1;
         // Scalar integers are cheap to keep and dear to recompute in a loop; vectors are the other way round.
@@ -742,18 +612,7 @@ impl Builder {
             && bufs.is_empty()
             && results.len() == 1
             && results[0].is_scalar()
-            && matches!(
-                op,
-                Op::Const(_)
-                    | Op::Map(_)
-                    | Op::Cast
-                    | Op::Lo
-                    | Op::Hi
-                    | Op::BlockId(_)
-                    | Op::GridDim(_)
-                    | Op::ThreadId
-                    | Op::LaneId
-            );
+            && matches!(op, Op::Const(_) | Op::Map(_) | Op::Cast | Op::Lo | Op::Hi | Op::BlockId(_) | Op::GridDim(_) | Op::ThreadId | Op::LaneId);
         let hoist = shared && (results[0] == Ty::INDEX || matches!(op, Op::Const(_)));
         let key = shared.then(|| (format!("{op:?}"), args.to_vec(), results[0]));
         if let Some(key) = &key {
@@ -767,13 +626,7 @@ impl Builder {
         if let Some(key) = key {
             frame.known.insert(key, results[0]);
         }
-        frame.block.stmts.push(Stmt {
-            op,
-            args: args.to_vec(),
-            bufs: bufs.to_vec(),
-            blocks,
-            results: results.clone(),
-        });
+        frame.block.stmts.push(Stmt { op, args: args.to_vec(), bufs: bufs.to_vec(), blocks, results: results.clone() });
         results
     }
 
@@ -787,11 +640,7 @@ impl Builder {
 }
 
 fn list(types: &[Ty]) -> String {
-    types
-        .iter()
-        .map(Ty::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    types.iter().map(Ty::to_string).collect::<Vec<_>>().join(", ")
 }
 
 macro_rules! sugar {

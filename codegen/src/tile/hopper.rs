@@ -23,10 +23,7 @@ impl HopperWord {
     }
 
     /// The word with this name, `None` if there is none.
-    pub fn parse(
-        name: &str,
-        _attrs: &BTreeMap<String, String>,
-    ) -> Result<Option<HopperWord>, String> {
+    pub fn parse(name: &str, _attrs: &BTreeMap<String, String>) -> Result<Option<HopperWord>, String> {
         Ok((name == "fence_proxy_async").then_some(HopperWord::FenceProxyAsync))
     }
 
@@ -37,11 +34,7 @@ impl HopperWord {
 
     /// Whether operands and results are of the right types.
     pub fn check(&self, args: &[Ty], bufs: &[&BufInfo], results: &[Ty]) -> Result<(), String> {
-        if args.is_empty() && bufs.is_empty() && results.is_empty() {
-            Ok(())
-        } else {
-            Err("takes and gives nothing".to_owned())
-        }
+        if args.is_empty() && bufs.is_empty() && results.is_empty() { Ok(()) } else { Err("takes and gives nothing".to_owned()) }
     }
 }
 
@@ -60,10 +53,7 @@ impl TensorMap {
 
     /// Read what [`TensorMap::text`] writes.
     pub fn parse(text: &str) -> Result<TensorMap, String> {
-        let arg = text
-            .strip_prefix('@')
-            .and_then(|t| t.parse().ok())
-            .ok_or_else(|| format!("bad tensor map `{text}`"))?;
+        let arg = text.strip_prefix('@').and_then(|t| t.parse().ok()).ok_or_else(|| format!("bad tensor map `{text}`"))?;
         Ok(TensorMap { arg: Buf(arg) })
     }
 }

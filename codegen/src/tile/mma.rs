@@ -36,10 +36,7 @@ impl MmaWord {
         Ok(match name {
             "cp_async_commit" => Some(MmaWord::CpAsyncCommit),
             "cp_async_wait" => {
-                let pending = attrs
-                    .get("pending")
-                    .and_then(|t| t.parse().ok())
-                    .ok_or("needs `pending=`")?;
+                let pending = attrs.get("pending").and_then(|t| t.parse().ok()).ok_or("needs `pending=`")?;
                 Some(MmaWord::CpAsyncWait { pending })
             }
             _ => None,
@@ -53,10 +50,6 @@ impl MmaWord {
 
     /// Whether operands and results are of the right types.
     pub fn check(&self, args: &[Ty], bufs: &[&BufInfo], results: &[Ty]) -> Result<(), String> {
-        if args.is_empty() && bufs.is_empty() && results.is_empty() {
-            Ok(())
-        } else {
-            Err("takes and gives nothing".to_owned())
-        }
+        if args.is_empty() && bufs.is_empty() && results.is_empty() { Ok(()) } else { Err("takes and gives nothing".to_owned()) }
     }
 }

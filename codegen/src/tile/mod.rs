@@ -71,11 +71,7 @@ impl Ty {
 
     /// A scalar for one lane, otherwise a vector.
     pub fn of_lanes(dtype: DType, lanes: usize) -> Ty {
-        if lanes == 1 {
-            Ty::Scalar(dtype)
-        } else {
-            Ty::Vec(dtype, u16::try_from(lanes).expect("at most 65535 lanes"))
-        }
+        if lanes == 1 { Ty::Scalar(dtype) } else { Ty::Vec(dtype, u16::try_from(lanes).expect("at most 65535 lanes")) }
     }
 
     /// Whether there is more than one element.
@@ -185,13 +181,7 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch {
-            threads: 128,
-            cluster: [1, 1, 1],
-            min_ctas: 0,
-            max_regs: 0,
-            pdl: false,
-        }
+        Launch { threads: 128, cluster: [1, 1, 1], min_ctas: 0, max_regs: 0, pdl: false }
     }
 }
 
@@ -259,9 +249,7 @@ impl Kernel {
 
     /// The arguments, in parameter order.
     pub fn args(&self) -> impl Iterator<Item = Buf> + '_ {
-        (0..self.bufs.len() as u32)
-            .map(Buf)
-            .filter(|b| self.buf(*b).space == Space::Global && self.buf(*b).alias.is_none())
+        (0..self.bufs.len() as u32).map(Buf).filter(|b| self.buf(*b).space == Space::Global && self.buf(*b).alias.is_none())
     }
 
     /// Byte offset of every fixed buffer of `space` when they are laid one after another, by buffer index
@@ -272,11 +260,7 @@ impl Kernel {
         // The open-ended buffer comes after all others, whatever its place in the list.
         for open in [false, true] {
             for (i, b) in self.bufs.iter().enumerate() {
-                if b.space != space
-                    || b.alias.is_some()
-                    || space == Space::Global
-                    || b.len.is_none() != open
-                {
+                if b.space != space || b.alias.is_some() || space == Space::Global || b.len.is_none() != open {
                     continue;
                 }
                 let align = if b.align == 0 { 64 } else { u64::from(b.align) };
@@ -305,8 +289,7 @@ impl Kernel {
 
     /// Whether the CPU entry takes a scratch pointer after the arguments.
     pub fn needs_scratch(&self) -> bool {
-        matches!(self.device, Device::Cpu { .. })
-            && self.bufs.iter().any(|b| b.space == Space::Local)
+        matches!(self.device, Device::Cpu { .. }) && self.bufs.iter().any(|b| b.space == Space::Local)
     }
 
     /// Visit every statement, outer before inner, in text order.

@@ -35,16 +35,7 @@ impl ReduceFn {
     }
 
     fn parse(s: &str) -> Option<Self> {
-        [
-            ReduceFn::Add,
-            ReduceFn::Mul,
-            ReduceFn::Max,
-            ReduceFn::Min,
-            ReduceFn::And,
-            ReduceFn::Or,
-        ]
-        .into_iter()
-        .find(|r| r.scalar().name() == s)
+        [ReduceFn::Add, ReduceFn::Mul, ReduceFn::Max, ReduceFn::Min, ReduceFn::And, ReduceFn::Or].into_iter().find(|r| r.scalar().name() == s)
     }
 }
 
@@ -62,19 +53,11 @@ pub enum ShflKind {
 }
 
 impl ShflKind {
-    const ALL: [(ShflKind, &'static str); 4] = [
-        (ShflKind::Xor, "xor"),
-        (ShflKind::Up, "up"),
-        (ShflKind::Down, "down"),
-        (ShflKind::Idx, "idx"),
-    ];
+    const ALL: [(ShflKind, &'static str); 4] = [(ShflKind::Xor, "xor"), (ShflKind::Up, "up"), (ShflKind::Down, "down"), (ShflKind::Idx, "idx")];
 
     /// The name in text.
     pub fn name(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(k, _)| *k == self)
-            .map_or("", |(_, n)| n)
+        Self::ALL.iter().find(|(k, _)| *k == self).map_or("", |(_, n)| n)
     }
 }
 
@@ -90,18 +73,11 @@ pub enum VoteKind {
 }
 
 impl VoteKind {
-    const ALL: [(VoteKind, &'static str); 3] = [
-        (VoteKind::Any, "any"),
-        (VoteKind::All, "all"),
-        (VoteKind::Ballot, "ballot"),
-    ];
+    const ALL: [(VoteKind, &'static str); 3] = [(VoteKind::Any, "any"), (VoteKind::All, "all"), (VoteKind::Ballot, "ballot")];
 
     /// The name in text.
     pub fn name(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(k, _)| *k == self)
-            .map_or("", |(_, n)| n)
+        Self::ALL.iter().find(|(k, _)| *k == self).map_or("", |(_, n)| n)
     }
 }
 
@@ -118,18 +94,11 @@ pub enum DotKind {
 }
 
 impl DotKind {
-    const ALL: [(DotKind, &'static str); 3] = [
-        (DotKind::I16Pairs, "i16x2"),
-        (DotKind::U8I8PairsSat, "u8i8x2sat"),
-        (DotKind::U8I8Quads, "u8i8x4"),
-    ];
+    const ALL: [(DotKind, &'static str); 3] = [(DotKind::I16Pairs, "i16x2"), (DotKind::U8I8PairsSat, "u8i8x2sat"), (DotKind::U8I8Quads, "u8i8x4")];
 
     /// The name in text.
     pub fn name(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(k, _)| *k == self)
-            .map_or("", |(_, n)| n)
+        Self::ALL.iter().find(|(k, _)| *k == self).map_or("", |(_, n)| n)
     }
 }
 
@@ -225,15 +194,7 @@ impl Op {
     /// Whether a statement may be dropped when its results are unused.
     pub fn is_removable(&self) -> bool {
         match self {
-            Op::Store { .. }
-            | Op::Scatter { .. }
-            | Op::AtomicAdd { .. }
-            | Op::For
-            | Op::If
-            | Op::While
-            | Op::Barrier
-            | Op::Shfl(_)
-            | Op::Vote(_) => false,
+            Op::Store { .. } | Op::Scatter { .. } | Op::AtomicAdd { .. } | Op::For | Op::If | Op::While | Op::Barrier | Op::Shfl(_) | Op::Vote(_) => false,
             Op::Mma(w) => w.is_pure(),
             Op::Hopper(w) => w.is_pure(),
             _ => true,
@@ -288,19 +249,9 @@ impl Op {
         match self {
             Op::Const(c) => vec![("value", scalar_text(*c))],
             Op::Extract(i) | Op::Insert(i) => vec![("lane", i.to_string())],
-            Op::Shuffle(mask) => vec![(
-                "mask",
-                mask.iter()
-                    .map(u16::to_string)
-                    .collect::<Vec<_>>()
-                    .join(":"),
-            )],
+            Op::Shuffle(mask) => vec![("mask", mask.iter().map(u16::to_string).collect::<Vec<_>>().join(":"))],
             Op::Reduce(r) => vec![("with", r.scalar().name().to_owned())],
-            Op::Load { offset }
-            | Op::Store { offset }
-            | Op::Gather { offset }
-            | Op::Scatter { offset }
-            | Op::AtomicAdd { offset } => {
+            Op::Load { offset } | Op::Store { offset } | Op::Gather { offset } | Op::Scatter { offset } | Op::AtomicAdd { offset } => {
                 if *offset == 0 {
                     vec![]
                 } else {
@@ -319,34 +270,17 @@ impl Op {
 
     /// The operation with this name and these attributes, or what is wrong.
     pub fn parse(name: &str, attrs: &BTreeMap<String, String>) -> Result<Op, String> {
-        fn number<T: std::str::FromStr>(
-            attrs: &BTreeMap<String, String>,
-            key: &str,
-        ) -> Result<T, String> {
+        fn number<T: std::str::FromStr>(attrs: &BTreeMap<String, String>, key: &str) -> Result<T, String> {
             let text = attrs.get(key).ok_or_else(|| format!("needs `{key}=`"))?;
-            text.parse()
-                .map_err(|_| format!("`{key}={text}` is not a number in range"))
+            text.parse().map_err(|_| format!("`{key}={text}` is not a number in range"))
         }
-        let text = |key: &str| {
-            attrs
-                .get(key)
-                .map(String::as_str)
-                .ok_or_else(|| format!("needs `{key}=`"))
-        };
+        let text = |key: &str| attrs.get(key).map(String::as_str).ok_or_else(|| format!("needs `{key}=`"));
         let offset = || {
-            if attrs.contains_key("offset") {
-                number(attrs, "offset")
-            } else {
-                Ok(0i64)
-            }
+            if attrs.contains_key("offset") { number(attrs, "offset") } else { Ok(0i64) }
         };
         let pick = |table: &[(&str, Op)]| {
             let want = text("kind")?;
-            table
-                .iter()
-                .find(|(n, _)| *n == want)
-                .map(|(_, op)| op.clone())
-                .ok_or_else(|| format!("unknown kind `{want}`"))
+            table.iter().find(|(n, _)| *n == want).map(|(_, op)| op.clone()).ok_or_else(|| format!("unknown kind `{want}`"))
         };
         Ok(match name {
             "const" => Op::Const(parse_scalar(text("value")?)?),
@@ -357,12 +291,7 @@ impl Op {
             "insert" => Op::Insert(number(attrs, "lane")?),
             "pack" => Op::Pack,
             "iota" => Op::Iota,
-            "shuffle" => Op::Shuffle(
-                text("mask")?
-                    .split(':')
-                    .map(|s| s.parse().map_err(|_| format!("bad lane `{s}` in mask")))
-                    .collect::<Result<_, _>>()?,
-            ),
+            "shuffle" => Op::Shuffle(text("mask")?.split(':').map(|s| s.parse().map_err(|_| format!("bad lane `{s}` in mask"))).collect::<Result<_, _>>()?),
             "reduce" => Op::Reduce(ReduceFn::parse(text("with")?).ok_or("unknown reduction")?),
             "lane_mask" => Op::LaneMask,
             "load" => Op::Load { offset: offset()? },
@@ -422,7 +351,5 @@ pub fn parse_scalar(s: &str) -> Result<Scalar, String> {
     if let Ok(v) = s.parse::<i128>() {
         return Ok(Scalar::I(v));
     }
-    s.parse::<f64>()
-        .map(Scalar::F)
-        .map_err(|_| format!("bad constant `{s}`"))
+    s.parse::<f64>().map(Scalar::F).map_err(|_| format!("bad constant `{s}`"))
 }

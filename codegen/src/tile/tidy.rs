@@ -9,10 +9,7 @@ pub(super) fn tidy(kernel: &mut Kernel) {
     let mut names = BTreeMap::new();
     let mut types = vec![];
     let dims = std::mem::take(&mut kernel.dims);
-    kernel.dims = dims
-        .iter()
-        .map(|v| define(*v, &kernel.types, &mut names, &mut types))
-        .collect();
+    kernel.dims = dims.iter().map(|v| define(*v, &kernel.types, &mut names, &mut types)).collect();
     renumber(&mut kernel.body, &kernel.types, &mut names, &mut types);
     kernel.types = types;
 }
@@ -35,24 +32,14 @@ fn drop_unused(block: &mut Block, used: &mut BTreeSet<Val>) {
     block.stmts = kept;
 }
 
-fn define(
-    v: Val,
-    old: &[super::Ty],
-    names: &mut BTreeMap<Val, Val>,
-    types: &mut Vec<super::Ty>,
-) -> Val {
+fn define(v: Val, old: &[super::Ty], names: &mut BTreeMap<Val, Val>, types: &mut Vec<super::Ty>) -> Val {
     let new = Val(types.len() as u32);
     types.push(old[v.0 as usize]);
     names.insert(v, new);
     new
 }
 
-fn renumber(
-    block: &mut Block,
-    old: &[super::Ty],
-    names: &mut BTreeMap<Val, Val>,
-    types: &mut Vec<super::Ty>,
-) {
+fn renumber(block: &mut Block, old: &[super::Ty], names: &mut BTreeMap<Val, Val>, types: &mut Vec<super::Ty>) {
     for p in &mut block.params {
         *p = define(*p, old, names, types);
     }

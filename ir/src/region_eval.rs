@@ -1,0 +1,372 @@
+//! What a region means: the reference every kernel is checked against.
+//!
+//! Points are visited one by one and expressions evaluated by [`ScalarFn::eval`], each rounded to its dtype.
+//! Sums and contractions accumulate in f64 (floats) or wrap (integers) and are rounded once to the stage's
+//! or accumulator's dtype.
+use crate::{
+    Binding, DType, Dim, Op, Scalar, Tensor, TensorType,
+    attr::{Layout, PoolFn, ReduceFn},
+    dim::{Atom, Env},
+    op::{EvalArgs, TypeArgs},
+    region::{Expr, ExprId, Heart, Region, StageFn, Window},
+    tensor,
+};
+
+/// Evaluate `region` on `args`, symbols being bound by `binding`. Elements that no point writes are taken
+/// from `outputs` where given (a region may write part of a tensor), else they are zero.
+pub fn eval_region(region: &Region, args: &[Tensor], binding: &Binding, outputs: Option<&[Tensor]>) -> Result<Vec<Tensor>, String> {
+    let extents = |dims: &[Dim]| -> Result<Vec<usize>, String> {
+        dims.iter().map(|d| d.eval(binding).and_then(|v| usize::try_from(v).ok()).ok_or_else(|| format!("size {d} has no value"))).collect()
+    };
+    for (i, (t, ty)) in args.iter().zip(&region.args).enumerate() {
+        if t.dtype() != ty.dtype || t.shape() != extents(&ty.shape)? {
+            return Err(format!("argument {i} is {}, the region reads {ty}", t.ty()));
+        }
+    }
+    let mut results = vec![];
+    for (i, out) in region.outputs.iter().enumerate() {
+        let shape = extents(&out.ty.shape)?;
+        results.push(match outputs {
+            Some(have) => (have[i].bytes().to_vec(), shape),
+            None => (vec![0u8; out.ty.dtype.bytes(shape.iter().product())], shape),
+        });
+    }
+    let run = Run { region, args, binding };
+    if let Heart::Op(op) = &region.heart {
+        return run.op(op);
+    }
+    let space = extents(&region.space)?;
+    let reduced = match &region.heart {
+        Heart::Reduce { axes, .. } => extents(axes)?,
+        _ => vec![],
+    };
+    for_each_point(&space, &mut |point| {
+        let accs = run.heart(point, &reduced)?;
+        let rows: &[usize] = if reduced.is_empty() { &[] } else { &reduced };
+        for (out, (bytes, shape)) in region.outputs.iter().zip(&mut results) {
+            for_each_point(rows, &mut |row| {
+                let full: Vec<usize> = point.iter().chain(row).copied().collect();
+                let at = run.index(&out.index, &full, &accs)?;
+                let at = flat(&at, shape).ok_or_else(|| format!("output index {at:?} outside {shape:?}"))?;
+                tensor::write(bytes, out.ty.dtype, at, run.expr(out.expr, &full, &accs)?);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })?;
+    results.into_iter().zip(&region.outputs).map(|((bytes, shape), out)| Tensor::new(out.ty.dtype, shape, bytes).map_err(|e| e.to_string())).collect()
+}
+
+struct Run<'a> {
+    region: &'a Region,
+    args: &'a [Tensor],
+    binding: &'a Binding,
+}
+
+type Accs = Vec<Scalar>;
+
+impl Run<'_> {
+    fn extents(&self, dims: &[Dim]) -> Result<Vec<usize>, String> {
+        dims.iter().map(|d| d.eval(self.binding).and_then(|v| usize::try_from(v).ok()).ok_or_else(|| format!("size {d} has no value"))).collect()
+    }
+
+    fn op(&self, op: &Op) -> Result<Vec<Tensor>, String> {
+        let op = op.bind(self.binding);
+        let types: Vec<TensorType> = self.args.iter().map(Tensor::ty).collect();
+        let types: Vec<&TensorType> = types.iter().collect();
+        let results = op.infer(TypeArgs { types: &types, bodies: &[] }).map_err(|e| e.to_string())?;
+        let results: Vec<_> = results.iter().map(|t| t.bind(self.binding)).collect();
+        let tensors: Vec<&Tensor> = self.args.iter().collect();
+        op.eval(EvalArgs { tensors: &tensors, bodies: &[], results: &results }).map_err(|e| e.to_string())
+    }
+
+    /// Values of the heart's accumulators at a point of the parallel space.
+    fn heart(&self, point: &[usize], reduced: &[usize]) -> Result<Accs, String> {
+        match &self.region.heart {
+            Heart::Map | Heart::Op(_) => Ok(vec![]),
+            Heart::Reduce { stages, .. } => {
+                let mut accs: Accs = vec![];
+                for stage in stages {
+                    let dtype = self.region.dtype(stage.expr);
+                    let mut fold = Fold::new(stage.f, dtype);
+                    for_each_point(reduced, &mut |row| {
+                        let full: Vec<usize> = point.iter().chain(row).copied().collect();
+                        fold.push(self.expr(stage.expr, &full, &accs)?, row.first().copied().unwrap_or(0));
+                        Ok(())
+                    })?;
+                    accs.push(fold.finish());
+                }
+                Ok(accs)
+            }
+            Heart::Contract { k, lhs, rhs, acc } => {
+                let k = self.extents(std::slice::from_ref(k))?[0];
+                let mut sum = Dot::new(*acc);
+                let mut full = point.to_vec();
+                full.push(0);
+                for i in 0..k {
+                    full[point.len()] = i;
+                    sum.push(self.expr(*lhs, &full, &vec![])?, self.expr(*rhs, &full, &vec![])?);
+                }
+                Ok(vec![sum.finish()])
+            }
+            Heart::Conv { window, groups, x, input, w, weights, acc } => {
+                let (input, weights) = (self.extents(input)?, self.extents(weights)?);
+                let rank = input.len();
+                let channel = channel_axis(window, rank);
+                let out_channels = weights[0] / groups;
+                let o = point[channel];
+                let mut sum = Dot::new(*acc);
+                for_each_point(&weights[2..], &mut |tap| {
+                    let Some(mut at) = window_at(window, point, tap, &input) else { return Ok(()) };
+                    for c in 0..weights[1] {
+                        at[channel] = o / out_channels * weights[1] + c;
+                        let tap_at: Vec<usize> = [o, c].into_iter().chain(tap.iter().copied()).collect();
+                        sum.push(self.expr(*x, &at, &vec![])?, self.expr(*w, &tap_at, &vec![])?);
+                    }
+                    Ok(())
+                })?;
+                Ok(vec![sum.finish()])
+            }
+            Heart::Pool { f, kernel, window, x, input } => {
+                let input = self.extents(input)?;
+                let dtype = self.region.dtype(*x);
+                let g = if *f == PoolFn::Max { ReduceFn::Max } else { ReduceFn::Sum };
+                let mut fold = Fold::new(StageFn::Fold(g), dtype);
+                let mut inside = 0usize;
+                for_each_point(kernel, &mut |tap| {
+                    if let Some(at) = window_at(window, point, tap, &input) {
+                        fold.push(self.expr(*x, &at, &vec![])?, 0);
+                        inside += 1;
+                    }
+                    Ok(())
+                })?;
+                let n = match f {
+                    PoolFn::Max => return Ok(vec![fold.finish()]),
+                    PoolFn::Mean => inside,
+                    PoolFn::MeanPadded => kernel.iter().product(),
+                };
+                Ok(vec![Scalar::F(fold.sum / n as f64).cast(dtype)])
+            }
+            Heart::Attention { q, k, v, mask, scale, keys, depth } => {
+                let (keys, depth) = (self.extents(std::slice::from_ref(keys))?[0], self.extents(std::slice::from_ref(depth))?[0]);
+                let (batch, s, d) = (&point[..point.len() - 2], point[point.len() - 2], point[point.len() - 1]);
+                let at = |i: usize, j: usize| -> Vec<usize> { batch.iter().copied().chain([i, j]).collect() };
+                let none = vec![];
+                let mut scores = vec![];
+                for t in 0..keys {
+                    let mut dot = 0.0;
+                    for e in 0..depth {
+                        dot += self.expr(*q, &at(s, e), &none)?.f() * self.expr(*k, &at(t, e), &none)?.f();
+                    }
+                    let add = mask.map_or(Ok(0.0), |m| self.expr(m, &at(s, t), &none).map(Scalar::f))?;
+                    scores.push(dot * scale.get() + add);
+                }
+                let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let (mut num, mut den) = (0.0, 0.0);
+                for (t, score) in scores.iter().enumerate() {
+                    let p = libm::exp(score - top);
+                    num += p * self.expr(*v, &at(t, d), &none)?.f();
+                    den += p;
+                }
+                Ok(vec![Scalar::F(num / den).cast(self.region.dtype(*v))])
+            }
+        }
+    }
+
+    fn index(&self, index: &[Dim], point: &[usize], accs: &Accs) -> Result<Vec<i64>, String> {
+        index.iter().map(|d| self.dim(d, point, accs)).collect()
+    }
+
+    fn dim(&self, d: &Dim, point: &[usize], accs: &Accs) -> Result<i64, String> {
+        // Values are evaluated first: `Dim::eval` itself cannot fail half-way.
+        let value = |atom: &Atom| match atom {
+            Atom::Axis(k) => point.get(*k as usize).map(|v| *v as i64),
+            Atom::Value(v) => self.expr(ExprId(*v), point, accs).ok().map(|s| s.i() as i64),
+            other => self.binding.value(other),
+        };
+        d.eval(&value).ok_or_else(|| format!("index {d} has no value at {point:?}"))
+    }
+
+    fn expr(&self, id: ExprId, point: &[usize], accs: &Accs) -> Result<Scalar, String> {
+        let dtype = self.region.dtype(id);
+        Ok(match self.region.expr(id) {
+            Expr::Float(v) => Scalar::F(v.get()),
+            Expr::Int(v) => if dtype == DType::Bool { Scalar::B(*v != 0) } else { Scalar::I(i128::from(*v)) }.cast(dtype),
+            Expr::Index(d) => Scalar::I(i128::from(self.dim(d, point, accs)?)),
+            Expr::Load { arg, index, guard } => {
+                if let Some(g) = guard
+                    && !self.expr(*g, point, accs)?.b()
+                {
+                    return Ok(Scalar::I(0).cast(dtype));
+                }
+                let t = &self.args[*arg as usize];
+                let at = self.index(index, point, accs)?;
+                let at = flat(&at, t.shape()).ok_or_else(|| format!("load of argument {arg} at {at:?} outside {:?}", t.shape()))?;
+                t.get(at)
+            }
+            Expr::Acc(i) => accs.get(*i as usize).copied().ok_or_else(|| format!("acc{i} is not computed yet"))?,
+            Expr::Call(f, operands) => {
+                let values = operands.iter().map(|o| self.expr(*o, point, accs)).collect::<Result<Vec<_>, _>>()?;
+                let of = self.region.dtype(*operands.last().ok_or("a call without operands")?);
+                f.eval(of, &values)
+            }
+            Expr::Cast(x) => self.expr(*x, point, accs)?.cast(dtype),
+        })
+    }
+}
+
+/// Coordinates of a tap in the input, channel left as in `point`; `None` in the padding.
+fn window_at(window: &Window, point: &[usize], tap: &[usize], input: &[usize]) -> Option<Vec<usize>> {
+    let mut at = point.to_vec();
+    let first = first_spatial(window);
+    for (i, &t) in tap.iter().enumerate() {
+        let pos = (point[first + i] * window.strides[i] + t * window.dilations[i]) as i64 - window.lo[i];
+        at[first + i] = usize::try_from(pos).ok().filter(|p| *p < input[first + i])?;
+    }
+    Some(at)
+}
+
+fn first_spatial(window: &Window) -> usize {
+    if window.layout == Layout::ChannelsFirst { 2 } else { 1 }
+}
+
+fn channel_axis(window: &Window, rank: usize) -> usize {
+    if window.layout == Layout::ChannelsFirst { 1 } else { rank - 1 }
+}
+
+/// Sum of products: f64 for floats, wrapping for integers.
+struct Dot {
+    dtype: DType,
+    float: f64,
+    int: i128,
+}
+
+impl Dot {
+    fn new(dtype: DType) -> Self {
+        Self { dtype, float: 0.0, int: 0 }
+    }
+    fn push(&mut self, a: Scalar, b: Scalar) {
+        if self.dtype.is_float() {
+            self.float += a.f() * b.f();
+        } else {
+            self.int = self.int.wrapping_add(a.i().wrapping_mul(b.i()));
+        }
+    }
+    fn finish(self) -> Scalar {
+        if self.dtype.is_float() { Scalar::F(self.float) } else { Scalar::I(self.int) }.cast(self.dtype)
+    }
+}
+
+struct Fold {
+    f: StageFn,
+    dtype: DType,
+    best: Option<(Scalar, usize)>,
+    sum: f64,
+    int: i128,
+}
+
+impl Fold {
+    fn new(f: StageFn, dtype: DType) -> Self {
+        let one = matches!(f, StageFn::Fold(ReduceFn::Prod));
+        Self { f, dtype, best: None, sum: f64::from(u8::from(one)), int: i128::from(one) }
+    }
+
+    fn push(&mut self, v: Scalar, at: usize) {
+        match self.f {
+            StageFn::Fold(ReduceFn::Sum) => {
+                self.sum += v.f();
+                self.int = self.int.wrapping_add(v.i());
+            }
+            StageFn::Fold(ReduceFn::Prod) => {
+                self.sum *= v.f();
+                self.int = crate::scalar::wrap_int(self.int.wrapping_mul(v.i()), self.dtype);
+            }
+            StageFn::Fold(f) | StageFn::Arg { f, .. } => {
+                let last = matches!(self.f, StageFn::Arg { last: true, .. });
+                let better = match self.best {
+                    None => true,
+                    Some((b, _)) => {
+                        let o = order(v, b);
+                        let o = if f == ReduceFn::Min && !nan(v) && !nan(b) { o.reverse() } else { o };
+                        o.is_gt() || (last && o.is_eq())
+                    }
+                };
+                if better {
+                    self.best = Some((v, at));
+                }
+            }
+        }
+    }
+
+    fn finish(self) -> Scalar {
+        match self.f {
+            StageFn::Fold(ReduceFn::Sum | ReduceFn::Prod) => if self.dtype.is_float() { Scalar::F(self.sum) } else { Scalar::I(self.int) }.cast(self.dtype),
+            StageFn::Fold(f) => self.best.map_or_else(|| neutral(f, self.dtype), |(v, _)| v),
+            StageFn::Arg { .. } => Scalar::I(self.best.map_or(0, |(_, at)| at as i128)),
+        }
+    }
+}
+
+/// The result of an empty reduction.
+pub fn neutral(f: ReduceFn, dtype: DType) -> Scalar {
+    let (lo, hi) = dtype.int_range();
+    match (f, dtype.is_float()) {
+        (ReduceFn::Sum, true) => Scalar::F(0.0),
+        (ReduceFn::Prod, true) => Scalar::F(1.0),
+        (ReduceFn::Max, true) => Scalar::F(f64::NEG_INFINITY),
+        (ReduceFn::Min, true) => Scalar::F(f64::INFINITY),
+        (ReduceFn::Sum, false) => Scalar::I(0).cast(dtype),
+        (ReduceFn::Prod, false) => Scalar::I(1).cast(dtype),
+        (ReduceFn::Max, false) => Scalar::I(lo).cast(dtype),
+        (ReduceFn::Min, false) => Scalar::I(hi).cast(dtype),
+    }
+}
+
+fn nan(v: Scalar) -> bool {
+    matches!(v, Scalar::F(x) if x.is_nan())
+}
+
+/// Numeric order; NaN is beyond everything, and equal to itself.
+fn order(a: Scalar, b: Scalar) -> std::cmp::Ordering {
+    match (nan(a), nan(b)) {
+        (true, true) => std::cmp::Ordering::Equal,
+        (true, false) => std::cmp::Ordering::Greater,
+        (false, true) => std::cmp::Ordering::Less,
+        _ => match (a, b) {
+            (Scalar::F(x), Scalar::F(y)) => x.partial_cmp(&y).unwrap_or(std::cmp::Ordering::Equal),
+            _ => a.i().cmp(&b.i()),
+        },
+    }
+}
+
+fn flat(at: &[i64], shape: &[usize]) -> Option<usize> {
+    let mut index = 0;
+    for (&i, &n) in at.iter().zip(shape) {
+        let i = usize::try_from(i).ok().filter(|i| *i < n)?;
+        index = index * n + i;
+    }
+    (at.len() == shape.len()).then_some(index)
+}
+
+/// Visit every point of a box in row-major order; a box without axes has one point.
+pub fn for_each_point(extents: &[usize], visit: &mut dyn FnMut(&[usize]) -> Result<(), String>) -> Result<(), String> {
+    if extents.contains(&0) {
+        return Ok(());
+    }
+    let mut point = vec![0; extents.len()];
+    loop {
+        visit(&point)?;
+        let mut axis = extents.len();
+        loop {
+            if axis == 0 {
+                return Ok(());
+            }
+            axis -= 1;
+            point[axis] += 1;
+            if point[axis] < extents[axis] {
+                break;
+            }
+            point[axis] = 0;
+        }
+    }
+}
