@@ -270,10 +270,11 @@ ops! {
     /// The result has dtype `out`: f16 and bf16 products accumulate in f32, integers in i32 or wider (wrapping).
     "matmul" = MatMul("a", "b") { out: DType } infer ops::matmul::infer, eval ops::matmul::eval;
     /// Cross-correlation of `x` (`[n, c, spatial...]` or `[n, spatial..., c]` by `layout`) with
-    /// `w` (`[o, c / groups, kernel...]` in either layout); accumulates as `matmul` does.
+    /// `w` (`[o, c / groups, kernel...]` in either layout); accumulates as `matmul` does. The result has the
+    /// operands' dtype, i32 for narrower integers.
     "conv" = Conv("x", "w") { strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, groups: usize, layout: Layout } infer ops::conv::infer, eval ops::conv::eval;
     /// The gradient of `conv` by its input: `w` is `[c, o / groups, kernel...]`; `extra` elements are added at
-    /// the end of each spatial axis.
+    /// the end of each spatial axis. Result dtype as for `conv`.
     "conv_transpose" = ConvTranspose("x", "w") { strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, extra: Vec<usize>, groups: usize, layout: Layout } infer ops::conv::infer_transpose, eval ops::conv::eval_transpose;
     /// Combine the elements of sliding windows over the spatial axes. `ceil` rounds the output extent up,
     /// dropping windows that would start in the padding at the end.

@@ -1,6 +1,14 @@
 //! Type rules and reference evaluators, by op family.
+//!
+//! A type rule reads operand types and attributes and answers with result types or one sentence that
+//! names both sides of the broken requirement. It accepts any input without panicking. Two extents are
+//! equal when their canonical expressions are; where a rule needs equal extents it demands exactly that.
+//!
+//! An evaluator runs after its rule accepted the operands' actual types ([`check`]), so it relies on
+//! ranks, dtypes and extents, and checks only what types do not say: the values of indices and sizes.
 pub(crate) mod control;
 pub(crate) mod conv;
+pub(crate) mod elements;
 pub(crate) mod gather;
 pub(crate) mod matmul;
 pub(crate) mod pointwise;
@@ -11,3 +19,96 @@ pub(crate) mod rnn;
 pub(crate) mod sort;
 pub(crate) mod tree;
 pub(crate) mod view;
+
+use crate::{
+    DType, Dim, Op, OpError, TensorType,
+    op::{EvalArgs, TypeArgs},
+    tensor::count_of,
+};
+
+/// Fails unless the op's type rule accepts the operands as they are. Control flow is checked against its
+/// bodies as it runs, because their types may hold symbols that the operands bind.
+pub(crate) fn check(op: &Op, args: &EvalArgs) -> Result<(), OpError> {
+    op.check_arity(args.tensors.len())?;
+    if matches!(op, Op::If { .. } | Op::Loop { .. } | Op::Scan { .. }) {
+        return Ok(());
+    }
+    let types: Vec<TensorType> = args.tensors.iter().map(|t| t.ty()).collect();
+    op.infer(TypeArgs { types: &types.iter().collect::<Vec<_>>(), bodies: &[] }).map(|_| ())
+}
+
+/// A result type, once its constant extents can be those of a tensor.
+fn result(dtype: DType, shape: Vec<Dim>) -> Result<TensorType, String> {
+    for (axis, d) in shape.iter().enumerate() {
+        if d.as_const().is_some_and(|v| v < 0) {
+            return Err(format!("axis {axis} of the result would have extent {d}"));
+        }
+    }
+    let ty = TensorType { dtype, shape };
+    match ty.const_shape() {
+        Some(shape) if count_of(&shape).is_none() => Err(format!("the result {ty} has too many elements")),
+        _ => Ok(ty),
+    }
+}
+
+fn rank_is(what: &str, ty: &TensorType, rank: usize) -> Result<(), String> {
+    if ty.rank() == rank { Ok(()) } else { Err(format!("{what} must have rank {rank}, got {ty}")) }
+}
+
+fn axis_in(axis: usize, ty: &TensorType) -> Result<(), String> {
+    if axis < ty.rank() { Ok(()) } else { Err(format!("axis {axis} is not an axis of {ty}")) }
+}
+
+fn length_is(what: &str, got: usize, expected: usize) -> Result<(), String> {
+    if got == expected { Ok(()) } else { Err(format!("`{what}` needs {expected} entries, got {got}")) }
+}
+
+fn extent_is(what: &str, got: &Dim, expected: &Dim) -> Result<(), String> {
+    if got == expected { Ok(()) } else { Err(format!("{what}: extents differ: {expected} and {got}")) }
+}
+
+fn same_shape(a: &[Dim], b: &[Dim]) -> Result<(), String> {
+    if a.len() != b.len() {
+        return Err(format!("ranks differ: {} and {}", a.len(), b.len()));
+    }
+    a.iter().zip(b).enumerate().try_for_each(|(i, (a, b))| extent_is(&format!("axis {i}"), b, a))
+}
+
+fn same_dtype(a: &TensorType, b: &TensorType) -> Result<(), String> {
+    if a.dtype == b.dtype { Ok(()) } else { Err(format!("operand dtypes differ: {} and {}", a.dtype, b.dtype)) }
+}
+
+fn shape_is(what: &str, ty: &TensorType, shape: &[Dim]) -> Result<(), String> {
+    rank_is(what, ty, shape.len())?;
+    ty.shape.iter().zip(shape).enumerate().try_for_each(|(i, (got, expected))| extent_is(&format!("{what}, axis {i}"), got, expected))
+}
+
+fn demand(ok: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if ok { Ok(()) } else { Err(what()) }
+}
+
+fn number(what: &str, ty: &TensorType) -> Result<(), String> {
+    demand(ty.dtype.is_float() || ty.dtype.is_int(), || format!("{what} must hold numbers, got {ty}"))
+}
+
+fn float(what: &str, ty: &TensorType) -> Result<(), String> {
+    demand(ty.dtype.is_float(), || format!("{what} must hold floats, got {ty}"))
+}
+
+fn integer(what: &str, ty: &TensorType) -> Result<(), String> {
+    demand(ty.dtype.is_int(), || format!("{what} must hold integers, got {ty}"))
+}
+
+fn scalar_of(what: &str, ty: &TensorType, dtype: DType) -> Result<(), String> {
+    demand(ty.rank() == 0 && ty.dtype == dtype, || format!("{what} must be {dtype}[], got {ty}"))
+}
+
+/// The constant values of size attributes whose symbols are bound, not negative.
+fn sizes(dims: &[Dim]) -> Result<Vec<usize>, String> {
+    dims.iter()
+        .map(|d| match d.as_const() {
+            Some(v) => usize::try_from(v).map_err(|_| format!("size {v} is negative")),
+            None => Err(format!("size {d} is not bound")),
+        })
+        .collect()
+}

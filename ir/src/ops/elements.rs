@@ -1,0 +1,1 @@
+//! Elements of tensors as typed vectors, for evaluators.
