@@ -1,0 +1,187 @@
+//! Kernel families: from a region and a schedule to a kernel.
+//!
+//! A [`Family`] lists the schedules with which it can run a region on a target, the most promising first, and
+//! builds the kernel of one. [`build`] takes the first family of [`FAMILIES`] that applies: specialised ones
+//! stand before the general loops, which take everything.
+pub mod expr;
+
+use crate::{targets::Target, tile};
+use pavage_ir::{DType, Dim, Region, Schedule, Tensor};
+
+/// A kernel with all that a plan needs to launch it.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The kernel. Buffers: the region's arguments in order, then its outputs in order.
+    pub kernel: tile::Kernel,
+    /// The schedule it was built with.
+    pub schedule: Schedule,
+    /// What each `i64` dim parameter of the kernel is, over size symbols.
+    pub dims: Vec<Dim>,
+    /// How a CPU runs it.
+    pub cpu: Option<CpuShape>,
+    /// Blocks of a GPU launch; threads, cluster and shared memory are the kernel's own.
+    pub grid: Option<[Dim; 3]>,
+    /// Arguments (constants) that the kernel reads in another form, and how to make it.
+    pub packs: Vec<(usize, Pack)>,
+}
+
+/// A CPU launch: slices of `0..extent` that begin at multiples of `grain`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuShape {
+    /// Units of the parallel dimension.
+    pub extent: Dim,
+    /// Smallest slice worth a call, in units; at least 1.
+    pub grain: Dim,
+    /// Predicted picoseconds of one unit on one core.
+    pub unit_ps: Dim,
+    /// Bytes of per-thread scratch, the kernel's fixed buffers included.
+    pub scratch: Dim,
+}
+
+/// How a constant is rearranged for a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pack {
+    /// The last two axes `[k, n]` as panels `[ceil(n / width), k, width]`, filled with zeros.
+    Panels {
+        /// Elements of `n` in a panel.
+        width: usize,
+        /// Whether the tensor has the axes as `[n, k]`.
+        transposed: bool,
+    },
+}
+
+impl Pack {
+    /// The packed constant.
+    pub fn apply(&self, x: &Tensor) -> Tensor {
+        match self {
+            Pack::Panels { width, transposed } => panels(x, *width, *transposed),
+        }
+    }
+}
+
+fn panels(x: &Tensor, width: usize, transposed: bool) -> Tensor {
+    let rank = x.shape().len();
+    let (outer, last) = x.shape().split_at(rank.saturating_sub(2));
+    let (k, n) = match (last, transposed) {
+        ([n, k], true) | ([k, n], false) => (*k, *n),
+        _ => (1, x.count()),
+    };
+    let count = n.div_ceil(width);
+    let batches: usize = outer.iter().product();
+    let size = x.dtype().bits() / 8;
+    let mut bytes = vec![0u8; batches * count * k * width * size];
+    for batch in 0..batches {
+        for panel in 0..count {
+            for i in 0..k {
+                for lane in 0..width.min(n - panel * width) {
+                    let j = panel * width + lane;
+                    let from = batch * k * n + if transposed { j * k + i } else { i * n + j };
+                    let to = ((batch * count + panel) * k + i) * width + lane;
+                    bytes[to * size..][..size].copy_from_slice(&x.bytes()[from * size..][..size]);
+                }
+            }
+        }
+    }
+    let shape: Vec<usize> = outer.iter().copied().chain([count, k, width]).collect();
+    Tensor::new(x.dtype(), shape, bytes).expect("bytes of the packed shape")
+}
+
+/// What is known of a region's arguments beyond their types.
+#[derive(Clone, Debug, Default)]
+pub struct ArgFacts {
+    /// The value of each argument that is a constant; such arguments may be packed. Missing entries are unknown.
+    pub constants: Vec<Option<Tensor>>,
+}
+
+impl ArgFacts {
+    /// The value of argument `i`, if it is a constant.
+    pub fn constant(&self, i: usize) -> Option<&Tensor> {
+        self.constants.get(i)?.as_ref()
+    }
+}
+
+/// Why there is no kernel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// No family takes the region.
+    #[error("no kernel family runs `{region}` ({kind}) on {target}; tried {tried}")]
+    NoFamily {
+        /// Name of the region.
+        region: String,
+        /// Its heart.
+        kind: &'static str,
+        /// The target.
+        target: String,
+        /// The families.
+        tried: String,
+    },
+    /// A schedule names a family that does not exist or does not take the region.
+    #[error("schedule `{schedule}` does not fit `{region}`")]
+    Schedule {
+        /// The schedule.
+        schedule: String,
+        /// Name of the region.
+        region: String,
+    },
+    /// A family cannot build this after all.
+    #[error("{family}: {reason}")]
+    Unsupported {
+        /// The family.
+        family: &'static str,
+        /// What it lacks.
+        reason: String,
+    },
+}
+
+/// A way to write kernels.
+pub struct Family {
+    /// Name, as in [`Schedule::family`].
+    pub name: &'static str,
+    /// What it covers, for `explain`.
+    pub about: &'static str,
+    /// Schedules that apply, best guess first; none where the family does not.
+    pub schedules: fn(&Region, &Target, &ArgFacts) -> Vec<Schedule>,
+    /// Build the kernel of one schedule.
+    pub build: fn(&Region, &Schedule, &Target, &str, &ArgFacts) -> Result<Built, KernelError>,
+}
+
+/// Every family, in order of preference.
+pub const FAMILIES: &[Family] = &[];
+
+/// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
+/// of the first family that applies.
+pub fn build(region: &Region, target: &Target, name: &str, facts: &ArgFacts, chosen: Option<&Schedule>) -> Result<Built, KernelError> {
+    if let Some(schedule) = chosen {
+        let family = FAMILIES.iter().find(|f| f.name == schedule.family && !(f.schedules)(region, target, facts).is_empty());
+        let family = family.ok_or_else(|| KernelError::Schedule { schedule: schedule.to_string(), region: region.name.clone() })?;
+        return (family.build)(region, schedule, target, name, facts);
+    }
+    for family in FAMILIES {
+        if let Some(schedule) = (family.schedules)(region, target, facts).first() {
+            return (family.build)(region, schedule, target, name, facts);
+        }
+    }
+    Err(KernelError::NoFamily {
+        region: region.name.clone(),
+        kind: region.kind(),
+        target: target.name().to_owned(),
+        tried: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// A builder for `target`.
+pub fn builder(name: &str, target: &Target) -> tile::Builder {
+    let device = match target {
+        Target::Cpu(c) => tile::Device::Cpu { lanes: c.lanes },
+        Target::Gpu(_) => tile::Device::Gpu,
+    };
+    tile::Builder::new(name, device)
+}
+
+/// Elements of a native vector of `dtype` (as registers hold it) on a CPU; 1 on a GPU.
+pub fn native_lanes(target: &Target, dtype: DType) -> usize {
+    match target {
+        Target::Cpu(c) => usize::from(c.lanes) * 32 / expr::reg(dtype).bits().max(8),
+        Target::Gpu(_) => 1,
+    }
+}
