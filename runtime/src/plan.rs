@@ -26,9 +26,9 @@ pub struct Manifest {
     pub inputs: Vec<Port>,
     /// Graph outputs, in order.
     pub outputs: Vec<Port>,
-    /// Constants of all plans; filled in by the writer.
+    /// Constants of all plans; filled in by [`Writer`](crate::Writer).
     pub tensors: Vec<TensorEntry>,
-    /// Code for each target; filled in by the writer.
+    /// Code for each target; filled in by [`Writer`](crate::Writer).
     pub codes: Vec<CodeEntry>,
     /// One plan per name and target.
     pub plans: Vec<Plan>,
