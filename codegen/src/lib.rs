@@ -1,2 +1,8 @@
 //! Regions to code: the tile IR, kernel families, and the lowerings to CPU objects and PTX.
+pub mod compile;
+pub mod link;
+pub mod llvm;
+pub mod lower;
+pub mod mlir;
+pub mod targets;
 pub mod tile;

@@ -179,10 +179,10 @@ impl Builder {
         let dtypes: Vec<DType> = types.iter().map(|t| t.dtype()).collect();
         let dtype = f.infer(&dtypes).unwrap_or_else(|e| panic!("{f} of {}: {e}", list(&types)));
         assert!(types.iter().all(|t| t.with(dtype) == types[0].with(dtype)), "{f}: shapes differ: {}", list(&types));
-        if types.iter().all(|t| *t == Ty::INDEX) {
-            if let Some(v) = self.fold_index(f, &args) {
-                return v;
-            }
+        if types.iter().all(|t| *t == Ty::INDEX)
+            && let Some(v) = self.fold_index(f, &args)
+        {
+            return v;
         }
         if f == ScalarFn::Select && args.len() == 3 {
             match self.bool_consts.get(&args[0]) {
@@ -204,7 +204,7 @@ impl Builder {
         self.affine.get(&v).copied().unwrap_or((Some(v), 0))
     }
 
-    fn from_affine(&mut self, base: Option<Val>, c: i64) -> Val {
+    fn of_affine(&mut self, base: Option<Val>, c: i64) -> Val {
         let Some(base) = base else {
             return self.index(c);
         };
@@ -236,9 +236,9 @@ impl Builder {
                     (None, base) | (base, None) => base,
                     (Some(a), Some(b)) => Some(self.one(Op::Map(f), &[a, b], &[], Ty::INDEX)),
                 };
-                Some(self.from_affine(base, ac.wrapping_add(bc)))
+                Some(self.of_affine(base, ac.wrapping_add(bc)))
             }
-            ScalarFn::Sub if b.is_none() || a == b => Some(self.from_affine(if b.is_none() { a } else { None }, ac.wrapping_sub(bc))),
+            ScalarFn::Sub if b.is_none() || a == b => Some(self.of_affine(if b.is_none() { a } else { None }, ac.wrapping_sub(bc))),
             ScalarFn::Mul => {
                 let (base, c, k) = match (a, b) {
                     (Some(base), None) => (base, ac, bc),
@@ -253,7 +253,7 @@ impl Builder {
                         self.one(Op::Map(f), &[base, k], &[], Ty::INDEX)
                     }
                 };
-                Some(self.from_affine(Some(scaled), c.wrapping_mul(k)))
+                Some(self.of_affine(Some(scaled), c.wrapping_mul(k)))
             }
             ScalarFn::Div if b.is_none() && bc == 1 => Some(args[0]),
             ScalarFn::Rem | ScalarFn::Mod if b.is_none() && bc == 1 => Some(self.index(0)),
@@ -615,10 +615,10 @@ impl Builder {
             && matches!(op, Op::Const(_) | Op::Map(_) | Op::Cast | Op::Lo | Op::Hi | Op::BlockId(_) | Op::GridDim(_) | Op::ThreadId | Op::LaneId);
         let hoist = shared && (results[0] == Ty::INDEX || matches!(op, Op::Const(_)));
         let key = shared.then(|| (format!("{op:?}"), args.to_vec(), results[0]));
-        if let Some(key) = &key {
-            if let Some(v) = self.frames.iter().rev().find_map(|f| f.known.get(key)) {
-                return vec![*v];
-            }
+        if let Some(key) = &key
+            && let Some(v) = self.frames.iter().rev().find_map(|f| f.known.get(key))
+        {
+            return vec![*v];
         }
         let depth = if hoist { lowest } else { here };
         let results: Vec<Val> = results.iter().map(|t| self.fresh_in(*t, depth)).collect();

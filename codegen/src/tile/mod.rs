@@ -9,9 +9,11 @@
 //! Every statement has one shape, [`Stmt`]: an operation with its attributes, value operands, buffer
 //! operands, nested blocks and results. Printing, parsing, checking and walking need no case per operation.
 pub mod builder;
+pub mod check;
 pub mod hopper;
 pub mod mma;
 pub mod op;
+pub mod text;
 mod tidy;
 
 pub use builder::Builder;

@@ -1,0 +1,206 @@
+//! Conversions between element types, as `Scalar::cast` defines them.
+use super::{Flavor, Mlir};
+use crate::tile::Ty;
+use pavage_ir::{DType, Scalar, dtype::Class};
+
+/// Convert `v` of type `from` to `dtype`.
+pub fn cast(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
+    let to = from.with(dtype);
+    let (a, b) = (from.dtype(), dtype);
+    if a == b {
+        return v.to_owned();
+    }
+    let (ta, tb) = (e.ty(from), e.ty(to));
+    match (a.class(), b.class()) {
+        (Class::Float, Class::Float) => float(e, v, from, dtype),
+        (_, Class::Bool) => {
+            if a.is_float() {
+                let wide = to_f32_or_f64(e, v, from);
+                let zero = e.constant(Scalar::F(0.0), wide.1);
+                let t = e.ty(wide.1);
+                e.op(&format!("arith.cmpf une, {}, {zero} : {t}", wide.0))
+            } else {
+                let zero = e.constant(Scalar::I(0), from);
+                e.op(&format!("arith.cmpi ne, {v}, {zero} : {ta}"))
+            }
+        }
+        (Class::Float, _) => {
+            let (v, wide) = to_f32_or_f64(e, v, from);
+            let t = e.ty(wide);
+            let signed = b.class() == Class::Signed;
+            // Nibbles saturate at their own ends, in the byte that holds them.
+            let v = if b.bits() == 4 { clamp_nibble(e, &v, wide, b) } else { v };
+            e.op(&format!("llvm.intr.fpto{}i.sat {v} : {t} to {tb}", if signed { "s" } else { "u" }))
+        }
+        (class, Class::Float) => {
+            let unsigned = class != Class::Signed;
+            let wide = if b == DType::F64 { DType::F64 } else { DType::F32 };
+            let t = e.ty(from.with(wide));
+            let r = e.op(&format!("arith.{}itofp {v} : {ta} to {t}", if unsigned { "u" } else { "s" }));
+            float(e, &r, from.with(wide), dtype)
+        }
+        // Integers and bool to integers: extend by the source's sign, or drop bits.
+        (class, _) => {
+            let width = |d: DType| if d == DType::Bool { 1 } else { d.bits().max(8) };
+            let r = match width(b).cmp(&width(a)) {
+                std::cmp::Ordering::Equal => v.to_owned(),
+                std::cmp::Ordering::Greater if class == Class::Signed => e.op(&format!("arith.extsi {v} : {ta} to {tb}")),
+                std::cmp::Ordering::Greater => e.op(&format!("arith.extui {v} : {ta} to {tb}")),
+                std::cmp::Ordering::Less => e.op(&format!("arith.trunci {v} : {ta} to {tb}")),
+            };
+            if b.bits() == 4 { wrap_nibble(e, &r, to) } else { r }
+        }
+    }
+}
+
+/// Keep the low nibble of each byte, extended by the sign of the dtype.
+pub fn wrap_nibble(e: &mut Mlir, v: &str, ty: Ty) -> String {
+    let t = e.ty(ty);
+    let four = e.constant(Scalar::I(4), ty.with(DType::I8));
+    let up = e.op(&format!("arith.shli {v}, {four} : {t}"));
+    let shift = if ty.dtype() == DType::I4 { "shrsi" } else { "shrui" };
+    e.op(&format!("arith.{shift} {up}, {four} : {t}"))
+}
+
+fn clamp_nibble(e: &mut Mlir, v: &str, ty: Ty, dtype: DType) -> String {
+    let (lo, hi) = dtype.int_range();
+    let t = e.ty(ty);
+    let (lo, hi) = (e.constant(Scalar::F(lo as f64), ty), e.constant(Scalar::F(hi as f64), ty));
+    let below = e.op(&format!("arith.minimumf {v}, {hi} : {t}"));
+    e.op(&format!("arith.maximumf {below}, {lo} : {t}"))
+}
+
+/// A float as `f64` if it is one, else as `f32`; with its type.
+pub fn to_f32_or_f64(e: &mut Mlir, v: &str, from: Ty) -> (String, Ty) {
+    let wide = if from.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    (float(e, v, from, wide), from.with(wide))
+}
+
+/// Convert between float types.
+fn float(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
+    let (a, b) = (from.dtype(), dtype);
+    if a == b {
+        return v.to_owned();
+    }
+    let (f32t, to) = (from.with(DType::F32), from.with(dtype));
+    let (ta, t32, tb) = (e.ty(from), e.ty(f32t), e.ty(to));
+    let native = |d: DType, flavor| matches!(d, DType::F64 | DType::F32 | DType::F16) || (d == DType::BF16 && flavor == Flavor::Gpu);
+    match (a, b) {
+        (DType::F32, DType::BF16) if e.flavor == Flavor::Cpu => to_bf16(e, v, f32t),
+        (DType::BF16, DType::F32) if e.flavor == Flavor::Cpu => {
+            let ints = from.with(DType::I32);
+            let ti = e.ty(ints);
+            let wide = e.op(&format!("arith.extui {v} : {ta} to {ti}"));
+            let sixteen = e.constant(Scalar::I(16), ints);
+            let up = e.op(&format!("arith.shli {wide}, {sixteen} : {ti}"));
+            e.op(&format!("arith.bitcast {up} : {ti} to {t32}"))
+        }
+        (DType::F8E5M2, DType::F32) => {
+            // The bits are the upper half of a binary16.
+            let (t16, half) = (e.ty(from.with(DType::I16)), e.ty(from.with(DType::F16)));
+            let wide = e.op(&format!("arith.extui {v} : {ta} to {t16}"));
+            let eight = e.constant(Scalar::I(8), from.with(DType::I16));
+            let up = e.op(&format!("arith.shli {wide}, {eight} : {t16}"));
+            let h = e.op(&format!("arith.bitcast {up} : {t16} to {half}"));
+            e.op(&format!("arith.extf {h} : {half} to {t32}"))
+        }
+        (DType::F8E4M3, DType::F32) => from_e4m3(e, v, from),
+        (DType::F32, DType::F8E4M3 | DType::F8E5M2) => to_f8(e, v, from, dtype),
+        _ if native(a, e.flavor) && native(b, e.flavor) && (a == DType::F32 || b == DType::F32 || (a.bits() != b.bits() && e.flavor == Flavor::Cpu)) => {
+            let op = if b.bits() > a.bits() { "extf" } else { "truncf" };
+            e.op(&format!("arith.{op} {v} : {ta} to {tb}"))
+        }
+        _ => {
+            let wide = float(e, v, from, DType::F32);
+            float(e, &wide, f32t, dtype)
+        }
+    }
+}
+
+/// Round `f32` to the bits of a `bf16`, ties to even, NaN kept quiet.
+fn to_bf16(e: &mut Mlir, v: &str, ty: Ty) -> String {
+    let ints = ty.with(DType::I32);
+    let (tf, ti, ts) = (e.ty(ty), e.ty(ints), e.ty(ty.with(DType::I16)));
+    let bits = e.op(&format!("arith.bitcast {v} : {tf} to {ti}"));
+    let sixteen = e.constant(Scalar::I(16), ints);
+    let one = e.constant(Scalar::I(1), ints);
+    let half = e.constant(Scalar::I(0x7fff), ints);
+    let quiet = e.constant(Scalar::I(0x7fc0), ints);
+    let top = e.op(&format!("arith.shrui {bits}, {sixteen} : {ti}"));
+    let odd = e.op(&format!("arith.andi {top}, {one} : {ti}"));
+    let bias = e.op(&format!("arith.addi {odd}, {half} : {ti}"));
+    let sum = e.op(&format!("arith.addi {bits}, {bias} : {ti}"));
+    let rounded = e.op(&format!("arith.shrui {sum}, {sixteen} : {ti}"));
+    let nan = e.op(&format!("arith.cmpf uno, {v}, {v} : {tf}"));
+    let r = e.op(&select(e, &nan, &quiet, &rounded, ints));
+    e.op(&format!("arith.trunci {r} : {ti} to {ts}"))
+}
+
+fn select(e: &Mlir, cond: &str, yes: &str, no: &str, ty: Ty) -> String {
+    let t = e.ty(ty);
+    if ty.is_scalar() {
+        format!("arith.select {cond}, {yes}, {no} : {t}")
+    } else {
+        format!("arith.select {cond}, {yes}, {no} : {}, {t}", e.ty(ty.with(DType::Bool)))
+    }
+}
+
+fn from_e4m3(e: &mut Mlir, v: &str, from: Ty) -> String {
+    let ints = from.with(DType::I32);
+    let f32t = from.with(DType::F32);
+    let (ta, ti, tf) = (e.ty(from), e.ty(ints), e.ty(f32t));
+    let wide = e.op(&format!("arith.extui {v} : {ta} to {ti}"));
+    let [body_mask, sign_mask, twenty, twenty_four, nan_code] = [0x7f, 0x80, 20, 24, 0x7f].map(|c| e.constant(Scalar::I(c), ints));
+    let body = e.op(&format!("arith.andi {wide}, {body_mask} : {ti}"));
+    let sign = e.op(&format!("arith.andi {wide}, {sign_mask} : {ti}"));
+    let up = e.op(&format!("arith.shli {body}, {twenty} : {ti}"));
+    let sign_up = e.op(&format!("arith.shli {sign}, {twenty_four} : {ti}"));
+    let bits = e.op(&format!("arith.ori {up}, {sign_up} : {ti}"));
+    let tiny = e.op(&format!("arith.bitcast {bits} : {ti} to {tf}"));
+    // Exponent bias 127 against 7: exact, subnormals included.
+    let scale = e.constant(Scalar::F(2f64.powi(120)), f32t);
+    let value = e.op(&format!("arith.mulf {tiny}, {scale} : {tf}"));
+    let nan = e.constant(Scalar::F(f64::NAN), f32t);
+    let is_nan = e.op(&format!("arith.cmpi eq, {body}, {nan_code} : {ti}"));
+    e.op(&select(e, &is_nan, &nan, &value, f32t))
+}
+
+/// Round `f32` to the code of an 8-bit float, saturating.
+fn to_f8(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
+    let (mant, bias, max, top) = if dtype == DType::F8E4M3 { (3i32, 7i32, 448.0, 0x7e) } else { (2, 15, 57344.0, 0x7b) };
+    let ints = from.with(DType::I32);
+    let (tf, ti, tb) = (e.ty(from), e.ty(ints), e.ty(from.with(dtype)));
+    let bits = e.op(&format!("arith.bitcast {v} : {tf} to {ti}"));
+    let [abs_mask, drop, one, top, nan_code, sign_shift, sign_mask] =
+        [0x7fff_ffff, i128::from(23 - mant), 1, top, 0x7f, 24, 0x80].map(|c| e.constant(Scalar::I(c), ints));
+    let a_bits = e.op(&format!("arith.andi {bits}, {abs_mask} : {ti}"));
+    let a = e.op(&format!("arith.bitcast {a_bits} : {ti} to {tf}"));
+    // Normal codes: round the mantissa in the integer, then shift the exponent's bias.
+    let half = e.constant(Scalar::I((1i128 << (22 - mant)) - 1), ints);
+    let rebias = e.constant(Scalar::I(i128::from(127 - bias) << mant), ints);
+    let low = e.op(&format!("arith.shrui {a_bits}, {drop} : {ti}"));
+    let odd = e.op(&format!("arith.andi {low}, {one} : {ti}"));
+    let with_half = e.op(&format!("arith.addi {a_bits}, {half} : {ti}"));
+    let sum = e.op(&format!("arith.addi {with_half}, {odd} : {ti}"));
+    let shifted = e.op(&format!("arith.shrui {sum}, {drop} : {ti}"));
+    let normal = e.op(&format!("arith.subi {shifted}, {rebias} : {ti}"));
+    // Subnormal codes: adding a float whose last place is the unit rounds in the hardware.
+    let magic = 2f64.powi(1 - bias - mant + 23);
+    let magic_f = e.constant(Scalar::F(magic), from);
+    let magic_i = e.constant(Scalar::I(i128::from((magic as f32).to_bits())), ints);
+    let moved = e.op(&format!("arith.addf {a}, {magic_f} : {tf}"));
+    let moved_bits = e.op(&format!("arith.bitcast {moved} : {tf} to {ti}"));
+    let tiny = e.op(&format!("arith.subi {moved_bits}, {magic_i} : {ti}"));
+    let smallest = e.constant(Scalar::F(2f64.powi(1 - bias)), from);
+    let is_tiny = e.op(&format!("arith.cmpf olt, {a}, {smallest} : {tf}"));
+    let code = e.op(&select(e, &is_tiny, &tiny, &normal, ints));
+    let largest = e.constant(Scalar::F(max), from);
+    let is_large = e.op(&format!("arith.cmpf oge, {a}, {largest} : {tf}"));
+    let code = e.op(&select(e, &is_large, &top, &code, ints));
+    let is_nan = e.op(&format!("arith.cmpf uno, {v}, {v} : {tf}"));
+    let code = e.op(&select(e, &is_nan, &nan_code, &code, ints));
+    let sign = e.op(&format!("arith.shrui {bits}, {sign_shift} : {ti}"));
+    let sign = e.op(&format!("arith.andi {sign}, {sign_mask} : {ti}"));
+    let code = e.op(&format!("arith.ori {code}, {sign} : {ti}"));
+    e.op(&format!("arith.trunci {code} : {ti} to {tb}"))
+}
