@@ -393,6 +393,28 @@ impl Dim {
         out
     }
 
+    /// Put split coordinates together again: `c*k*div(x,c) + k*mod(x,c)` is `k*x`.
+    pub fn recombine(&self) -> Dim {
+        for (atoms, k) in &self.0 {
+            for (at, atom) in atoms.iter().enumerate() {
+                let Atom::Mod(x, by) = atom else { continue };
+                let mut others = atoms.clone();
+                others.remove(at);
+                let rest = Dim(vec![(others, *k)]);
+                let high = rest.clone() * (**by).clone() * Dim::from(Atom::Div(x.clone(), by.clone()));
+                // The quotient may have been simplified further (a quotient of a quotient).
+                let simpler = rest.clone() * (**by).clone() * x.div(by);
+                for high in [high, simpler] {
+                    if high.0.iter().all(|(a, c)| self.0.iter().any(|(b, d)| a == b && c == d)) {
+                        let low = Dim(vec![(atoms.clone(), *k)]);
+                        return (self.clone() - low - high + rest * (**x).clone()).recombine();
+                    }
+                }
+            }
+        }
+        self.clone()
+    }
+
     /// The coefficient of axis `k`, when this is affine in it with a constant factor, and what is left.
     pub fn affine_in(&self, k: usize) -> Option<(i64, Dim)> {
         let axis = Atom::Axis(k as u32);
@@ -643,6 +665,14 @@ mod tests {
         let linear = h.clone() * Dim::from(8i64) + w.clone();
         assert_eq!(linear.div_in(&Dim::from(8i64), &axes), h);
         assert_eq!(linear.div_in(&Dim::from(16i64), &axes).to_string(), "div(8*a0+a1,16)");
+    }
+
+    #[test]
+    fn split_coordinates_recombine() {
+        let x = Dim::axis(2);
+        let (c, d) = (Dim::from(64i64), Dim::from(4i64));
+        let linear = Dim::axis(0) * Dim::from(100i64) + x.div(&c).div(&d) * Dim::from(256i64) + x.div(&c).modulo(&d) * c.clone() + x.modulo(&c);
+        assert_eq!(linear.recombine(), Dim::axis(0) * Dim::from(100i64) + x);
     }
 
     #[test]

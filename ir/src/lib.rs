@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod graph;
 pub mod op;
 pub mod ops;
+pub mod program;
 pub mod region;
 pub mod region_eval;
 pub mod scalar;
