@@ -503,7 +503,7 @@ fn int_pow(a: i128, b: i128, dtype: DType) -> i128 {
     let (mut base, mut exp, mut acc) = (a, b, 1i128);
     while exp > 0 {
         if exp & 1 == 1 {
-            acc = wrap_int(acc * base, dtype);
+            acc = wrap_int(acc.wrapping_mul(base), dtype);
         }
         base = wrap_int(base.wrapping_mul(base), dtype);
         exp >>= 1;

@@ -106,9 +106,14 @@ fn float(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
         }
         (DType::F8E4M3, DType::F32) => from_e4m3(e, v, from),
         (DType::F32, DType::F8E4M3 | DType::F8E5M2) => to_f8(e, v, from, dtype),
-        _ if native(a, e.flavor) && native(b, e.flavor) && (a == DType::F32 || b == DType::F32 || (a.bits() != b.bits() && e.flavor == Flavor::Cpu)) => {
+        _ if native(a, e.flavor) && native(b, e.flavor) && (a == DType::F32 || b == DType::F32) => {
             let op = if b.bits() > a.bits() { "extf" } else { "truncf" };
-            e.op(&format!("arith.{op} {v} : {ta} to {tb}"))
+            let r = e.op(&format!("arith.{op} {v} : {ta} to {tb}"));
+            if a == DType::F64 && b == DType::F32 && from.is_scalar() && e.flavor == Flavor::Cpu {
+                // With AVX-512, LLVM would join this with a later rounding to f16 into a library call.
+                return e.op(&format!("llvm.call_intrinsic \"llvm.arithmetic.fence.f32\"({r}) : (f32) -> f32"));
+            }
+            r
         }
         _ => {
             let wide = float(e, v, from, DType::F32);

@@ -461,16 +461,13 @@ impl<'e> Float<'e> {
     // ---- circular functions ----
 
     /// Sine (`false`) or cosine of `x`, the argument reduced in `f64`. Good to |x| of 2^50; beyond that the phase is
-    /// not resolved, and the result is only bounded.
+    /// not resolved, and the result only stays within -1..1.
     fn sin_cos(&mut self, x: &V, cosine: bool) -> V {
         let wide = self.ty.with(DType::F64);
         let x64 = convert(self.e, x, self.ty, DType::F64);
         let (r, q) = {
             let mut w = Float::new(self.e, wide);
-            // A second reduction bounds what the first leaves of a huge argument.
             let (r, k) = w.reduce(&x64);
-            let (r, k2) = w.reduce(&r);
-            let k = w.add(&k, &k2);
             let k = if cosine { w.add_c(&k, 1.0) } else { k };
             let quarter = w.mul_c(&k, 0.25);
             let whole = w.f("math.floor", &[&quarter]);
@@ -532,7 +529,10 @@ impl<'e> Float<'e> {
         let r = self.fma_c(&k, -1.570_796_326_794_896_6, x);
         let r = self.fma_c(&k, -6.123_233_995_736_766e-17, &r);
         let r = self.fma_c(&k, 1.497_384_904_859_169_6e-33, &r);
-        (r, k)
+        // What is left of an argument beyond the resolution is no phase.
+        let size = self.abs(&r);
+        let lost = self.cmp_c("ogt", &size, 1.0);
+        (self.sel_c(&lost, 0.0, &r), k)
     }
 
     fn tan(&mut self, x: &V) -> V {
@@ -779,12 +779,20 @@ impl<'e> Float<'e> {
         self.e.close("} do {");
         self.e.reopen();
         self.e.line(&format!("^bb0({y}: {t}):"));
-        // The remainder by a rounded quotient is exact, though it may have the other sign.
-        let q = self.div(&y, &d);
+        // The remainder by a rounded quotient is exact, though it may have the other sign. Where the quotient would overflow,
+        // a multiple of the divisor goes first.
+        let size = self.abs(&y);
+        let small = self.mul_c(&size, 2f64.powi(-1000));
+        let mut by = d.clone();
+        for _ in 0..2 {
+            let far = self.cmp("oge", &small, &by);
+            let up = self.mul_c(&by, 2f64.powi(1000));
+            by = self.sel(&far, &up, &by);
+        }
+        let q = self.div(&y, &by);
         let q = self.f("math.trunc", &[&q]);
         let q = self.neg(&q);
-        let next = self.fma(&q, &d, &y);
-        let size = self.abs(&y);
+        let next = self.fma(&q, &by, &y);
         let done = self.cmp("ult", &size, &d);
         let next = self.sel(&done, &y, &next);
         self.e.line(&format!("scf.yield {next} : {t}"));

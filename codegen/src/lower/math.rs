@@ -64,8 +64,9 @@ fn boolean(e: &mut Mlir, f: ScalarFn, ty: Ty, args: &[String]) -> String {
         ScalarFn::Le => two(e, "cmpi ule,"),
         ScalarFn::Gt => two(e, "cmpi ugt,"),
         ScalarFn::Ge => two(e, "cmpi uge,"),
-        // A bool has no bits to shift into: only by 0 is it kept.
-        ScalarFn::Shl | ScalarFn::Shr => {
+        // Shifting one bit by a bit moves it nowhere that a bool would notice.
+        ScalarFn::Shl => args[0].clone(),
+        ScalarFn::Shr => {
             let yes = e.constant(Scalar::B(true), ty);
             let keep = e.op(&format!("arith.xori {}, {yes} : {t}", args[1]));
             e.op(&format!("arith.andi {}, {keep} : {t}", args[0]))
