@@ -2,13 +2,21 @@
 //!
 //! petgraph lives here and nowhere else. Edges run from operand to user and carry the operand's position
 //! and which result of its node it is. A graph built through [`Graph::add`] is well typed and acyclic.
-use crate::{Op, Tensor, TensorType, dim::Sym, op::OpError, op::TypeArgs};
+use crate::{
+    Dim, Op, Tensor, TensorType,
+    dim::{Atom, Sym},
+    op::{OpError, TypeArgs},
+};
 use petgraph::{
     Direction,
     stable_graph::{NodeIndex, StableDiGraph},
     visit::EdgeRef,
 };
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 /// A node of one graph.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -194,8 +202,34 @@ impl Graph {
         self.users(v).len() + self.outputs.iter().filter(|o| o.value == v).count()
     }
 
-    /// Every node that outputs need, operands before users. The order depends on the graph alone.
+    /// Nodes that define a size symbol, by its name.
+    pub fn definers(&self) -> BTreeMap<Arc<str>, NodeId> {
+        let sym = |id: &NodeId| match self.op(*id) {
+            Some(Op::BindSize { sym } | Op::NonZero { sym } | Op::Loop { trips: sym, .. }) => Some(sym.name.clone()),
+            _ => None,
+        };
+        self.nodes().into_iter().filter_map(|id| Some((sym(&id)?, id))).collect()
+    }
+
+    /// What a node waits for: the nodes of its operands, and those that define the sizes in its attributes
+    /// and result types.
+    fn needs(&self, id: NodeId, definers: &BTreeMap<Arc<str>, NodeId>) -> Vec<NodeId> {
+        let mut needs: Vec<NodeId> = self.operands(id).into_iter().map(|v| v.node).collect();
+        if !definers.is_empty() {
+            let mut visit = |d: &Dim| needs.extend(d.symbols().iter().filter_map(|s| definers.get(&s.name)).filter(|n| **n != id));
+            self[id].types.iter().flat_map(|t| &t.shape).for_each(&mut visit);
+            if let NodeKind::Op(op, bodies) = &self[id].kind {
+                op.dims(&mut visit);
+                bodies.iter().flat_map(Graph::symbols).for_each(|s| visit(&Dim::from(Atom::Sym(s))));
+            }
+        }
+        needs
+    }
+
+    /// Every node that outputs need, operands before users, and nodes that define a size before those whose
+    /// types or attributes use it. The order depends on the graph alone.
     pub fn schedule(&self) -> Vec<NodeId> {
+        let definers = self.definers();
         let mut order = Vec::new();
         let mut seen: BTreeSet<NodeId> = BTreeSet::new();
         let mut stack: Vec<(NodeId, bool)> = self.outputs.iter().rev().map(|o| (o.value.node, false)).collect();
@@ -204,7 +238,7 @@ impl Graph {
                 order.push(id);
             } else if seen.insert(id) {
                 stack.push((id, true));
-                stack.extend(self.operands(id).into_iter().rev().filter(|v| !seen.contains(&v.node)).map(|v| (v.node, false)));
+                stack.extend(self.needs(id, &definers).into_iter().rev().filter(|n| !seen.contains(n)).map(|n| (n, false)));
             }
         }
         order

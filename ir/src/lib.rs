@@ -4,6 +4,7 @@
 pub mod attr;
 pub mod dim;
 pub mod dtype;
+pub mod eval;
 pub mod graph;
 pub mod op;
 pub mod ops;
@@ -18,6 +19,7 @@ pub mod types;
 pub use attr::Real;
 pub use dim::{Binding, Dim, Sym};
 pub use dtype::DType;
+pub use eval::{EvalError, eval, eval_graph};
 pub use graph::{Graph, Node, NodeId, NodeKind, Output, Value};
 pub use op::{Op, OpError};
 pub use region::{Expr, ExprId, Heart, Region};

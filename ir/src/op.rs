@@ -130,9 +130,11 @@ macro_rules! ops {
                 }.map_err(|reason| OpError::Type { op: self.mnemonic(), reason })
             }
 
-            /// Reference semantics: slow, plain loops. Operands must satisfy [`Op::infer`], and no
-            /// attribute may hold a symbol (see [`Op::bind`]).
+            /// Reference semantics: slow, plain loops. Fails where [`Op::infer`] rejects the operands, and where an
+            /// attribute holds a symbol (see [`Op::bind`]).
             pub fn eval(&self, args: EvalArgs) -> Result<Vec<Tensor>, OpError> {
+                let types = ops::check(self, &args)?;
+                let args = EvalArgs { results: types.as_deref().unwrap_or(args.results), ..args };
                 match self {
                     Op::Map(f) => ops::pointwise::eval(args, *f),
                     $( Op::$Name { $($attr),* } => $eval(args $(, $attr)*) ),*

@@ -1,8 +1,13 @@
 //! Control flow: ops with nested graphs.
-use super::{demand, extent_is, length_is, result, scalar_of};
+use super::{
+    demand,
+    elements::{fits, move_element, pick, raw},
+    extent_is, length_is, result, scalar_of,
+};
 use crate::{
-    DType, Dim, Graph, Tensor, TensorType,
+    Binding, DType, Dim, Graph, Op, Scalar, Tensor, TensorType,
     dim::{Atom, Sym},
+    eval::eval_graph,
     op::{EvalArgs, TypeArgs},
 };
 
@@ -96,12 +101,129 @@ pub(crate) fn infer_scan(args: TypeArgs, carried: &usize, scanned: &usize, rever
     Ok(out)
 }
 
-pub(crate) fn eval_if(_args: EvalArgs) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+/// Runs control flow with the sizes that hold around it; `None` for any other op.
+pub(crate) fn run(op: &Op, args: EvalArgs, binding: &Binding) -> Option<Result<Vec<Tensor>, String>> {
+    match op {
+        Op::If {} => Some(run_if(args, binding)),
+        Op::Loop { carried, .. } => Some(run_loop(args, *carried, binding)),
+        Op::Scan { carried, scanned, reverse_in, reverse_out } => Some(run_scan(args, *carried, *scanned, reverse_in, reverse_out, binding)),
+        _ => None,
+    }
 }
-pub(crate) fn eval_loop(_args: EvalArgs, _0: &usize, _1: &Sym) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+
+pub(crate) fn eval_if(args: EvalArgs) -> Result<Vec<Tensor>, String> {
+    run_if(args, &Binding::default())
 }
-pub(crate) fn eval_scan(_args: EvalArgs, _0: &usize, _1: &usize, _2: &[bool], _3: &[bool]) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+
+pub(crate) fn eval_loop(args: EvalArgs, carried: &usize, _trips: &Sym) -> Result<Vec<Tensor>, String> {
+    run_loop(args, *carried, &Binding::default())
+}
+
+pub(crate) fn eval_scan(args: EvalArgs, carried: &usize, scanned: &usize, reverse_in: &[bool], reverse_out: &[bool]) -> Result<Vec<Tensor>, String> {
+    run_scan(args, *carried, *scanned, reverse_in, reverse_out, &Binding::default())
+}
+
+/// Most steps of one loop: more is taken for one that does not end.
+const MAX_STEPS: usize = 1 << 26;
+
+fn scalar_operand(args: &EvalArgs, i: usize, what: &str, dtype: DType) -> Result<Scalar, String> {
+    let t = args.tensors.get(i).ok_or_else(|| format!("{what} is missing"))?;
+    scalar_of(what, &t.ty(), dtype)?;
+    Ok(t.get(0))
+}
+
+fn only_body<'a>(args: &EvalArgs<'a>) -> Result<&'a Graph, String> {
+    args.bodies.first().ok_or_else(|| "the body is missing".to_string())
+}
+
+/// A body sees the sizes around it; those it defines itself end with it.
+fn call(body: &Graph, inputs: &[Tensor], binding: &Binding) -> Result<Vec<Tensor>, String> {
+    eval_graph(body, inputs, &mut binding.clone()).map_err(|e| e.to_string())
+}
+
+fn run_if(args: EvalArgs, binding: &Binding) -> Result<Vec<Tensor>, String> {
+    let which = usize::from(!scalar_operand(&args, 0, "the condition", DType::Bool)?.b());
+    let body = args.bodies.get(which).ok_or("a body is missing")?;
+    let captures: Vec<Tensor> = args.tensors[1..].iter().map(|t| (*t).clone()).collect();
+    call(body, &captures, binding)
+}
+
+fn run_loop(args: EvalArgs, carried: usize, binding: &Binding) -> Result<Vec<Tensor>, String> {
+    let limit = scalar_operand(&args, 0, "the trip count", DType::I64)?.i();
+    let mut go = scalar_operand(&args, 1, "the condition", DType::Bool)?;
+    let body = only_body(&args)?;
+    let scanned = body.outputs.len().checked_sub(1 + carried).ok_or("the body gives too few results")?;
+    let values = &args.tensors[2..];
+    let mut state: Vec<Tensor> = values.get(..carried).ok_or("carried values are missing")?.iter().map(|t| (*t).clone()).collect();
+    let mut slices: Vec<Vec<Tensor>> = vec![vec![]; scanned];
+    let mut step = 0usize;
+    while go.b() && (limit < 0 || (step as i128) < limit) {
+        demand(step < MAX_STEPS, || format!("more than {MAX_STEPS} steps"))?;
+        let mut inputs = vec![Tensor::from_i64([], &[step as i64]), Tensor::scalar(DType::Bool, go)];
+        inputs.append(&mut state);
+        inputs.extend(values[carried..].iter().map(|t| (*t).clone()));
+        let mut given = call(body, &inputs, binding)?.into_iter();
+        let cond = given.next().ok_or("the body gives no condition")?;
+        scalar_of("the condition", &cond.ty(), DType::Bool)?;
+        go = cond.get(0);
+        state = given.by_ref().take(carried).collect();
+        slices.iter_mut().zip(given).for_each(|(all, t)| all.push(t));
+        step += 1;
+    }
+    for (output, all) in body.outputs[1 + carried..].iter().zip(slices) {
+        state.push(stack(&body.ty(output.value).bind(binding), &all)?);
+    }
+    Ok(state)
+}
+
+fn run_scan(args: EvalArgs, carried: usize, scanned: usize, reverse_in: &[bool], reverse_out: &[bool], binding: &Binding) -> Result<Vec<Tensor>, String> {
+    let body = only_body(&args)?;
+    let outputs = body.outputs.len().checked_sub(carried).ok_or("the body gives too few results")?;
+    demand(reverse_in.len() == scanned && reverse_out.len() == outputs, || "a direction is missing".into())?;
+    let end = carried.checked_add(scanned).filter(|n| *n <= args.tensors.len() && scanned > 0).ok_or("scanned inputs are missing")?;
+    let inputs = &args.tensors[carried..end];
+    let steps = inputs[0].shape().first().copied().ok_or("a scanned input is a scalar")?;
+    demand(inputs.iter().all(|t| t.shape().first() == Some(&steps)), || "scanned inputs have different extents".into())?;
+    let mut state: Vec<Tensor> = args.tensors[..carried].iter().map(|t| (*t).clone()).collect();
+    let mut slices: Vec<Vec<Tensor>> = vec![vec![]; outputs];
+    for step in 0..steps {
+        let mut operands = std::mem::take(&mut state);
+        for (x, reverse) in inputs.iter().zip(reverse_in) {
+            operands.push(slice(x, if *reverse { steps - 1 - step } else { step })?);
+        }
+        operands.extend(args.tensors[end..].iter().map(|t| (*t).clone()));
+        let mut given = call(body, &operands, binding)?.into_iter();
+        state = given.by_ref().take(carried).collect();
+        slices.iter_mut().zip(given).for_each(|(all, t)| all.push(t));
+    }
+    for ((output, mut all), reverse) in body.outputs[carried..].iter().zip(slices).zip(reverse_out) {
+        if *reverse {
+            all.reverse();
+        }
+        state.push(stack(&body.ty(output.value).bind(binding), &all)?);
+    }
+    Ok(state)
+}
+
+/// Element `i` along the first axis.
+fn slice(x: &Tensor, i: usize) -> Result<Tensor, String> {
+    let shape = x.shape()[1..].to_vec();
+    let n: usize = shape.iter().product();
+    pick(x, shape, i * n..(i + 1) * n)
+}
+
+/// Tensors of one type on a new first axis.
+fn stack(ty: &TensorType, slices: &[Tensor]) -> Result<Tensor, String> {
+    let shape = match slices.first() {
+        Some(t) => t.shape().to_vec(),
+        None => ty.const_shape().ok_or_else(|| format!("the size of {ty} is unknown after no step"))?,
+    };
+    demand(slices.iter().all(|t| t.shape() == shape), || "steps give results of different shapes".into())?;
+    let n: usize = shape.iter().product();
+    let shape: Vec<usize> = std::iter::once(slices.len()).chain(shape).collect();
+    let mut bytes = vec![0u8; ty.dtype.bytes(fits(ty.dtype, &shape)?)];
+    for (s, t) in slices.iter().enumerate() {
+        (0..n).for_each(|i| move_element(&mut bytes, s * n + i, t.bytes(), i, ty.dtype));
+    }
+    raw(ty.dtype, shape, bytes)
 }

@@ -1,5 +1,11 @@
 //! Convolution and its gradient by the input.
-use super::{demand, length_is, number, rank_is, result, same_dtype};
+use super::{
+    demand,
+    elements::{self, Num, out, store},
+    length_is,
+    matmul::axpy,
+    number, rank_is, result, same_dtype,
+};
 use crate::{
     DType, Dim, Tensor, TensorType,
     attr::Layout,
@@ -115,27 +121,185 @@ pub(crate) fn infer_transpose(
     Ok(vec![result(out_dtype(x.dtype), shape)?])
 }
 
-pub(crate) fn eval(
-    _args: EvalArgs,
-    _strides: &[usize],
-    _dilations: &[usize],
-    _lo: &[i64],
-    _hi: &[i64],
-    _groups: &usize,
-    _layout: &Layout,
-) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+/// A stretch of elements that one kernel tap connects: `len` neighbours from `dense` on, and as many from
+/// `spread` on, a stride apart.
+struct Run {
+    dense: usize,
+    spread: usize,
+    len: usize,
 }
+
+/// What connects the two sides of a convolution, for one channel pair.
+struct Taps {
+    /// Runs of each kernel element, in row-major order.
+    runs: Vec<Vec<Run>>,
+    stride: usize,
+}
+
+/// Position `i` of the dense side meets `i * stride + k * dilation - lo` of the spread side.
+fn taps(dense: &[usize], spread: &[usize], kernel: &[usize], strides: &[usize], dilations: &[usize], lo: &[i64]) -> Taps {
+    let last = dense.len() - 1;
+    let (dense_steps, spread_steps) = (elements::strides(dense), elements::strides(spread));
+    let meet = |axis: usize, i: usize, k: usize| {
+        let at = i as i128 * strides[axis] as i128 + k as i128 * dilations[axis] as i128 - i128::from(lo[axis]);
+        usize::try_from(at).ok().filter(|at| *at < spread[axis])
+    };
+    let mut runs = vec![];
+    let positions = |shape: &[usize]| {
+        let steps = elements::strides(shape);
+        let shape = shape.to_vec();
+        (0..shape.iter().product::<usize>()).map(move |p| shape.iter().zip(&steps).map(|(n, s)| p / s % n).collect::<Vec<_>>())
+    };
+    for k in positions(kernel) {
+        let mut of_tap: Vec<Run> = vec![];
+        for row in positions(&dense[..last]) {
+            let at: Option<usize> = row.iter().enumerate().map(|(axis, &i)| Some(meet(axis, i, k[axis])? * spread_steps[axis])).sum();
+            let Some(at) = at else { continue };
+            let base: usize = row.iter().zip(&dense_steps).map(|(i, s)| i * s).sum();
+            let mut inside = (0..dense[last]).filter_map(|i| Some((i, meet(last, i, k[last])?)));
+            let Some((first, from)) = inside.next() else { continue };
+            let len = 1 + inside.count();
+            let run = Run { dense: base + first, spread: at + from, len };
+            match of_tap.last_mut() {
+                // Whole rows side by side are one run.
+                Some(p) if strides[last] == 1 && p.dense + p.len == run.dense && p.spread + p.len == run.spread => p.len += len,
+                _ => of_tap.push(run),
+            }
+        }
+        runs.push(of_tap);
+    }
+    Taps { runs, stride: strides[last] }
+}
+
+/// Both sides of a convolution as `[n, c, spatial...]` and what it takes to sum over them.
+struct Sides<'a, T> {
+    x: Vec<T>,
+    w: Vec<T>,
+    batch: usize,
+    groups: usize,
+    x_spatial: Vec<usize>,
+    out_spatial: Vec<usize>,
+    kernel: &'a [usize],
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+fn sides<'a, T: Num>(args: &EvalArgs<'a>, groups: usize, layout: Layout) -> Result<Sides<'a, T>, String> {
+    let (x, w, (dtype, shape)) = (args.tensors[0], args.tensors[1], out(args, 0)?);
+    let (_, first) = image_axes(shape.len(), layout);
+    let spatial = first..first + shape.len() - 2;
+    let (x_spatial, out_spatial) = (x.shape()[spatial.clone()].to_vec(), shape[spatial].to_vec());
+    let values = channels_first(T::load(x), x.shape(), layout);
+    Ok(Sides { x: values, w: T::load(w), batch: shape[0], groups, x_spatial, out_spatial, kernel: &w.shape()[2..], shape, dtype })
+}
+
+/// Elements of an image in the order `[n, c, spatial...]`.
+fn channels_first<T: Num>(values: Vec<T>, shape: &[usize], layout: Layout) -> Vec<T> {
+    match layout {
+        Layout::ChannelsFirst => values,
+        Layout::ChannelsLast => swap(&values, shape[1..shape.len() - 1].iter().product(), shape[shape.len() - 1]),
+    }
+}
+
+/// `[n, a, b]` as `[n, b, a]`.
+fn swap<T: Num>(values: &[T], a: usize, b: usize) -> Vec<T> {
+    values.chunks_exact((a * b).max(1)).flat_map(|plane| (0..b).flat_map(move |j| (0..a).map(move |i| plane[i * b + j]))).collect()
+}
+
+fn finish<T: Num>(sides: Sides<T>, acc: Vec<T>, layout: Layout) -> Result<Vec<Tensor>, String> {
+    let plane = sides.out_spatial.iter().product();
+    let values = match layout {
+        Layout::ChannelsFirst => acc,
+        Layout::ChannelsLast => swap(&acc, sides.shape[sides.shape.len() - 1], plane),
+    };
+    Ok(vec![store(sides.dtype, sides.shape, &values)?])
+}
+
+pub(crate) fn eval(
+    args: EvalArgs,
+    strides: &[usize],
+    dilations: &[usize],
+    lo: &[i64],
+    _hi: &[i64],
+    groups: &usize,
+    layout: &Layout,
+) -> Result<Vec<Tensor>, String> {
+    if args.tensors[0].dtype().is_float() {
+        convolve(sides::<f64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+    } else {
+        convolve(sides::<i64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+    }
+}
+
+fn convolve<T: Num>(s: Sides<T>, strides: &[usize], dilations: &[usize], lo: &[i64], layout: Layout) -> Result<Vec<Tensor>, String> {
+    let (x_plane, out_plane): (usize, usize) = (s.x_spatial.iter().product(), s.out_spatial.iter().product());
+    let mut acc = vec![T::ZERO; s.shape.iter().product()];
+    if !acc.is_empty() && !s.x.is_empty() && !s.w.is_empty() {
+        let taps = taps(&s.out_spatial, &s.x_spatial, s.kernel, strides, dilations, lo);
+        let outputs = acc.len() / out_plane / s.batch;
+        let (per_group, inputs) = (outputs / s.groups, s.x.len() / x_plane / s.batch / s.groups);
+        for (p, to) in acc.chunks_exact_mut(out_plane).enumerate() {
+            let (n, o) = (p / outputs, p % outputs);
+            for c in 0..inputs {
+                let plane = ((n * s.groups + o / per_group) * inputs + c) * x_plane;
+                let from = &s.x[plane..plane + x_plane];
+                let weights = &s.w[(o * inputs + c) * taps.runs.len()..];
+                for (w, runs) in weights.iter().zip(&taps.runs) {
+                    for run in runs {
+                        let (to, from) = (&mut to[run.dense..run.dense + run.len], &from[run.spread..]);
+                        if taps.stride == 1 {
+                            axpy(to, *w, from);
+                        } else {
+                            to.iter_mut().zip(from.iter().step_by(taps.stride)).for_each(|(to, from)| *to = to.add(w.mul(*from)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    finish(s, acc, layout)
+}
+
 #[allow(clippy::too_many_arguments)] // One parameter an attribute of the row.
 pub(crate) fn eval_transpose(
-    _args: EvalArgs,
-    _strides: &[usize],
-    _dilations: &[usize],
-    _lo: &[i64],
+    args: EvalArgs,
+    strides: &[usize],
+    dilations: &[usize],
+    lo: &[i64],
     _hi: &[i64],
     _extra: &[usize],
-    _groups: &usize,
-    _layout: &Layout,
+    groups: &usize,
+    layout: &Layout,
 ) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+    if args.tensors[0].dtype().is_float() {
+        spread(sides::<f64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+    } else {
+        spread(sides::<i64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+    }
+}
+
+fn spread<T: Num>(s: Sides<T>, strides: &[usize], dilations: &[usize], lo: &[i64], layout: Layout) -> Result<Vec<Tensor>, String> {
+    let (x_plane, out_plane): (usize, usize) = (s.x_spatial.iter().product(), s.out_spatial.iter().product());
+    let mut acc = vec![T::ZERO; s.shape.iter().product()];
+    if !acc.is_empty() && !s.x.is_empty() && !s.w.is_empty() {
+        let taps = taps(&s.x_spatial, &s.out_spatial, s.kernel, strides, dilations, lo);
+        let outputs = acc.len() / out_plane / s.batch;
+        let (per_group, inputs) = (outputs / s.groups, s.x.len() / x_plane / s.batch / s.groups);
+        for (p, to) in acc.chunks_exact_mut(out_plane).enumerate() {
+            let (n, o) = (p / outputs, p % outputs);
+            for c in 0..inputs {
+                let input = o / per_group * inputs + c;
+                let plane = (n * s.groups * inputs + input) * x_plane;
+                let from = &s.x[plane..plane + x_plane];
+                let weights = &s.w[(input * per_group + o % per_group) * taps.runs.len()..];
+                for (w, runs) in weights.iter().zip(&taps.runs) {
+                    for run in runs {
+                        let from = &from[run.dense..run.dense + run.len];
+                        to[run.spread..].iter_mut().step_by(taps.stride).zip(from).for_each(|(to, from)| *to = to.add(w.mul(*from)));
+                    }
+                }
+            }
+        }
+    }
+    finish(s, acc, layout)
 }

@@ -26,15 +26,15 @@ use crate::{
     tensor::count_of,
 };
 
-/// Fails unless the op's type rule accepts the operands as they are. Control flow is checked against its
-/// bodies as it runs, because their types may hold symbols that the operands bind.
-pub(crate) fn check(op: &Op, args: &EvalArgs) -> Result<(), OpError> {
+/// The op's result types for the operands as they are, or what its type rule objects to. None for control
+/// flow, which is checked against its bodies as it runs: their types may hold symbols that the operands bind.
+pub(crate) fn check(op: &Op, args: &EvalArgs) -> Result<Option<Vec<TensorType>>, OpError> {
     op.check_arity(args.tensors.len())?;
     if matches!(op, Op::If { .. } | Op::Loop { .. } | Op::Scan { .. }) {
-        return Ok(());
+        return Ok(None);
     }
     let types: Vec<TensorType> = args.tensors.iter().map(|t| t.ty()).collect();
-    op.infer(TypeArgs { types: &types.iter().collect::<Vec<_>>(), bodies: &[] }).map(|_| ())
+    op.infer(TypeArgs { types: &types.iter().collect::<Vec<_>>(), bodies: &[] }).map(Some)
 }
 
 /// A result type, once its constant extents can be those of a tensor.
@@ -101,14 +101,4 @@ fn integer(what: &str, ty: &TensorType) -> Result<(), String> {
 
 fn scalar_of(what: &str, ty: &TensorType, dtype: DType) -> Result<(), String> {
     demand(ty.rank() == 0 && ty.dtype == dtype, || format!("{what} must be {dtype}[], got {ty}"))
-}
-
-/// The constant values of size attributes whose symbols are bound, not negative.
-fn sizes(dims: &[Dim]) -> Result<Vec<usize>, String> {
-    dims.iter()
-        .map(|d| match d.as_const() {
-            Some(v) => usize::try_from(v).map_err(|_| format!("size {v} is negative")),
-            None => Err(format!("size {d} is not bound")),
-        })
-        .collect()
 }

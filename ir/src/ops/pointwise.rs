@@ -1,7 +1,11 @@
 //! Pointwise ops and `cast`.
-use super::{demand, result, same_shape};
+use super::{
+    demand,
+    elements::{Num, out, store},
+    result, same_shape,
+};
 use crate::{
-    DType, ScalarFn, Tensor, TensorType,
+    DType, Scalar, ScalarFn, Tensor, TensorType,
     op::{EvalArgs, TypeArgs},
 };
 
@@ -13,8 +17,36 @@ pub(crate) fn infer(args: TypeArgs, f: ScalarFn) -> Result<Vec<TensorType>, Stri
     Ok(vec![result(dtype, args.types[0].shape.clone())?])
 }
 
-pub(crate) fn eval(_args: EvalArgs, _f: ScalarFn) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+/// The functions that whole models spend their time in, as plain closures that agree with [`ScalarFn::eval`]
+/// before rounding.
+fn fast(f: ScalarFn) -> Option<fn(f64, f64) -> f64> {
+    Some(match f {
+        ScalarFn::Add => |a, b| a + b,
+        ScalarFn::Sub => |a, b| a - b,
+        ScalarFn::Mul => |a, b| a * b,
+        ScalarFn::Div => |a, b| a / b,
+        ScalarFn::Max => Num::larger,
+        ScalarFn::Min => Num::smaller,
+        _ => return None,
+    })
+}
+
+pub(crate) fn eval(args: EvalArgs, f: ScalarFn) -> Result<Vec<Tensor>, String> {
+    let (dtype, shape) = out(&args, 0)?;
+    if let (Some(f), DType::F32) = (fast(f), dtype) {
+        let (a, b) = (args.tensors[0].to_f64(), args.tensors[1].to_f64());
+        let values: Vec<f64> = a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect();
+        return Ok(vec![store(dtype, shape, &values)?]);
+    }
+    // The type that arithmetic happens in: that of the last operand, for `select` too.
+    let domain = args.tensors[args.tensors.len() - 1].dtype();
+    let mut operands = vec![Scalar::I(0); args.tensors.len()];
+    let n = args.tensors[0].count();
+    let values = (0..n).map(|i| {
+        operands.iter_mut().zip(args.tensors).for_each(|(v, t)| *v = t.get(i));
+        f.eval(domain, &operands)
+    });
+    Ok(vec![Tensor::from_scalars(dtype, shape, values)])
 }
 
 pub(crate) fn infer_cast(args: TypeArgs, to: &DType) -> Result<Vec<TensorType>, String> {
@@ -23,6 +55,11 @@ pub(crate) fn infer_cast(args: TypeArgs, to: &DType) -> Result<Vec<TensorType>, 
     Ok(vec![result(*to, args.types[0].shape.clone())?])
 }
 
-pub(crate) fn eval_cast(_args: EvalArgs, _to: &DType) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+pub(crate) fn eval_cast(args: EvalArgs, to: &DType) -> Result<Vec<Tensor>, String> {
+    let (_, shape) = out(&args, 0)?;
+    let x = args.tensors[0];
+    if x.dtype() == *to {
+        return Ok(vec![x.clone()]);
+    }
+    Ok(vec![Tensor::from_scalars(*to, shape, (0..x.count()).map(|i| x.get(i)))])
 }

@@ -1,10 +1,14 @@
 //! Pooling over sliding windows.
 use super::{
     conv::{LIMIT, check_windows, image_axes, span},
-    demand, float, length_is, number, result,
+    demand,
+    elements::{Num, around, fits, out, store},
+    float, length_is, number,
+    reduce::least,
+    result,
 };
 use crate::{
-    Dim, Tensor, TensorType,
+    DType, Dim, Tensor, TensorType,
     attr::{Layout, PoolFn},
     op::{EvalArgs, TypeArgs},
 };
@@ -51,15 +55,70 @@ pub(crate) fn infer(
 
 #[allow(clippy::too_many_arguments)] // One parameter an attribute of the row.
 pub(crate) fn eval(
-    _args: EvalArgs,
-    _f: &PoolFn,
-    _kernel: &[usize],
-    _strides: &[usize],
-    _dilations: &[usize],
-    _lo: &[i64],
+    args: EvalArgs,
+    f: &PoolFn,
+    kernel: &[usize],
+    strides: &[usize],
+    dilations: &[usize],
+    lo: &[i64],
     _hi: &[i64],
     _ceil: &bool,
-    _layout: &Layout,
+    layout: &Layout,
 ) -> Result<Vec<Tensor>, String> {
-    Err("no evaluator".into())
+    let (_, first) = image_axes(args.tensors[0].shape().len(), *layout);
+    let windows: Vec<Windows> = (0..kernel.len())
+        .map(|i| Windows { axis: first + i, kernel: kernel[i] as i64, stride: strides[i] as i64, dilation: dilations[i] as i64, lo: lo[i] })
+        .collect();
+    if args.tensors[0].dtype().is_float() { pool::<f64>(&args, *f, &windows) } else { pool::<i128>(&args, *f, &windows) }
+}
+
+/// Windows along one axis.
+struct Windows {
+    axis: usize,
+    kernel: i64,
+    stride: i64,
+    dilation: i64,
+    lo: i64,
+}
+
+impl Windows {
+    /// Elements of an axis of extent `n` that window `o` sees.
+    fn elements(&self, o: usize, n: usize) -> impl Iterator<Item = usize> + use<> {
+        let (start, step, n) = ((o as i64).saturating_mul(self.stride) - self.lo, self.dilation, n as i64);
+        let first = if start < 0 { (-start + step - 1) / step } else { 0 };
+        let end = if start < n { (n - 1 - start) / step + 1 } else { 0 };
+        (first..end.min(self.kernel)).map(move |k| (start + k * step) as usize)
+    }
+}
+
+/// Every mode is separable: one axis after another, in full precision.
+fn pool<T: Num>(args: &EvalArgs, f: PoolFn, windows: &[Windows]) -> Result<Vec<Tensor>, String> {
+    let (x, (dtype, shape)) = (args.tensors[0], out(args, 0)?);
+    let (mut values, mut now) = (T::load(x), x.shape().to_vec());
+    for w in windows {
+        let (outer, n, inner) = around(&now, w.axis);
+        now[w.axis] = shape[w.axis];
+        let start = if f == PoolFn::Max { T::from_scalar(least(dtype)) } else { T::ZERO };
+        let mut next = vec![start; fits(DType::F64, &now)?];
+        for (o, i) in (0..outer).flat_map(|o| (0..shape[w.axis]).map(move |i| (o, i))) {
+            let to = &mut next[(o * shape[w.axis] + i) * inner..][..inner];
+            for at in w.elements(i, n) {
+                let from = &values[(o * n + at) * inner..][..inner];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = if f == PoolFn::Max { to.larger(*from) } else { to.add(*from) });
+            }
+        }
+        values = next;
+    }
+    if f == PoolFn::Max {
+        return Ok(vec![store(dtype, shape, &values)?]);
+    }
+    // How many elements each window sees is a product over the axes too.
+    let mut counts = vec![1.0; values.len()];
+    for w in windows {
+        let (_, n, inner) = around(&shape, w.axis);
+        let seen: Vec<f64> = (0..n).map(|i| if f == PoolFn::Mean { w.elements(i, x.shape()[w.axis]).count() as f64 } else { w.kernel as f64 }).collect();
+        counts.iter_mut().enumerate().for_each(|(p, c)| *c *= seen[p / inner % n]);
+    }
+    let means: Vec<f64> = values.iter().zip(&counts).map(|(v, c)| if *c == 0.0 { 0.0 } else { v.scalar().f() / c }).collect();
+    Ok(vec![store(dtype, shape, &means)?])
 }
