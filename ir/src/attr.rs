@@ -1,7 +1,7 @@
 //! Attributes of ops: typed values that print and parse inside `op[name=value]`.
 use crate::{
     DType, Dim,
-    dim::{Env, Sym, parse_dim},
+    dim::{Atom, Env, Sym, parse_dim},
 };
 use std::fmt;
 
@@ -75,6 +75,9 @@ impl Attr for Sym {
     }
     fn parse(text: &str, symbols: Symbols) -> Option<Self> {
         symbols(text)
+    }
+    fn dims(&self, visit: &mut dyn FnMut(&Dim)) {
+        visit(&Dim::from(Atom::Sym(self.clone())));
     }
 }
 

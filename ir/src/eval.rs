@@ -2,7 +2,7 @@
 //!
 //! Sizes come from the inputs: an input extent that is a lone symbol binds it, every other extent must
 //! then agree. Ops that define sizes (`bind_size`, `nonzero`, `loop`) bind theirs when they run.
-use crate::{Binding, Dim, Graph, Node, NodeId, NodeKind, Op, Sym, Tensor, TensorType, Value, dim::Atom, op::EvalArgs, ops};
+use crate::{Binding, Dim, Graph, Node, NodeId, NodeKind, Op, Sym, Tensor, TensorType, Value, dim::Atom, op::EvalArgs, ops, text::bounds};
 use std::collections::BTreeMap;
 
 /// Why a graph has no value for these inputs.
@@ -144,7 +144,7 @@ fn lone_symbol(dim: &Dim) -> Option<&Sym> {
 fn bind_symbol(sym: &Sym, value: usize, binding: &mut Binding) -> Result<(), String> {
     let value = i64::try_from(value).map_err(|_| format!("{value} is no size"))?;
     if value < sym.min || sym.max.is_some_and(|max| value > max) {
-        return Err(format!("`{}` is {value}, outside {}..{}", sym.name, sym.min, sym.max.map(|m| m.to_string()).unwrap_or_default()));
+        return Err(format!("`{}` is {value}, outside {}", sym.name, bounds(sym)));
     }
     binding.0.insert(sym.name.clone(), value);
     Ok(())

@@ -14,7 +14,10 @@ pub mod region_eval;
 pub mod scalar;
 pub mod schedule;
 pub mod tensor;
+pub mod text;
+mod text_parse;
 pub mod types;
+pub mod verify;
 
 pub use attr::Real;
 pub use dim::{Binding, Dim, Sym};
@@ -27,3 +30,4 @@ pub use scalar::{Scalar, ScalarFn};
 pub use schedule::Schedule;
 pub use tensor::{Tensor, TensorError};
 pub use types::TensorType;
+pub use verify::{VerifyError, verify};

@@ -9,6 +9,7 @@ use crate::{
     attr::PadMode,
     dim::Sym,
     op::{EvalArgs, TypeArgs},
+    text::bounds,
 };
 
 pub(crate) fn infer_broadcast(args: TypeArgs, shape: &[Dim]) -> Result<Vec<TensorType>, String> {
@@ -204,8 +205,7 @@ pub(crate) fn eval_dims(_args: EvalArgs, values: &[Dim]) -> Result<Vec<Tensor>, 
 pub(crate) fn eval_bind_size(args: EvalArgs, sym: &Sym) -> Result<Vec<Tensor>, String> {
     let value = args.tensors[0].get(0).i() as i64;
     if value < sym.min || sym.max.is_some_and(|max| value > max) {
-        let max = sym.max.map(|m| m.to_string()).unwrap_or_default();
-        return Err(format!("`{}` is {value}, outside {}..{max}", sym.name, sym.min));
+        return Err(format!("`{}` is {value}, outside {}", sym.name, bounds(sym)));
     }
     Ok(vec![args.tensors[0].clone()])
 }
