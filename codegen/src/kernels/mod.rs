@@ -3,7 +3,13 @@
 //! A [`Family`] lists the schedules with which it can run a region on a target, the most promising first, and
 //! builds the kernel of one. [`build`] takes the first family of [`FAMILIES`] that applies: specialised ones
 //! stand before the general loops, which take everything.
+pub mod cost;
+pub mod elementwise;
 pub mod expr;
+pub mod fold;
+pub mod nest;
+pub mod reduce;
+pub mod space;
 
 use crate::{targets::Target, tile};
 use pavage_ir::{DType, Dim, Region, Schedule, Tensor};
@@ -23,6 +29,17 @@ pub struct Built {
     pub grid: Option<[Dim; 3]>,
     /// Arguments (constants) that the kernel reads in another form, and how to make it.
     pub packs: Vec<(usize, Pack)>,
+}
+
+impl Built {
+    /// A kernel without packed arguments, walked as `walk` says.
+    pub fn new(kernel: tile::Kernel, schedule: &Schedule, dims: Vec<Dim>, walk: nest::Walk) -> Built {
+        let mut cpu = walk.cpu;
+        if let Some(shape) = &mut cpu {
+            shape.scratch = shape.scratch.clone() + Dim::from(kernel.scratch_bytes() as i64);
+        }
+        Built { kernel, schedule: schedule.clone(), dims, cpu, grid: walk.grid, packs: vec![] }
+    }
 }
 
 /// A CPU launch: slices of `0..extent` that begin at multiples of `grain`.
@@ -146,7 +163,7 @@ pub struct Family {
 }
 
 /// Every family, in order of preference.
-pub const FAMILIES: &[Family] = &[];
+pub const FAMILIES: &[Family] = &[elementwise::FAMILY, reduce::FAMILY];
 
 /// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
 /// of the first family that applies.

@@ -1,0 +1,412 @@
+//! Row programs: reductions in stages and full-row outputs (softmax, normalisations, means, argmax).
+//!
+//! Where memory runs along the last reduced axis, a row is one unit and vectors run along it with several
+//! accumulators; otherwise vectors run across rows and each lane reduces its own. Stages that do not read each other
+//! share a pass. On a GPU a warp or a block takes a row in the first case, a thread in the second.
+use super::{
+    ArgFacts, Built, Family, KernelError, builder, cost,
+    elementwise::{pick_axis, vector_lanes, writable},
+    expr::{Env, Lanes, Point, VectorAxis, reg},
+    fold::Fold,
+    nest::{Nest, THREADS, Walk, split},
+    space,
+};
+use crate::{
+    targets::Target,
+    tile::{Buf, Builder, ShflKind, Space, Val},
+};
+use pavage_ir::{
+    DType, Dim, Expr, ExprId, Heart, Region, Schedule,
+    region::{Stage, StageFn},
+};
+
+/// Any reduction.
+pub const FAMILY: Family = Family { name: "reduce", about: "row programs: stages folded along or across vectors, then row outputs", schedules, build };
+
+fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
+    let Heart::Reduce { .. } = &region.heart else { return vec![] };
+    if !writable(region) {
+        return vec![];
+    }
+    let flat = space::collapse(region);
+    let env = Env::with_bufs(&flat, vec![], vec![]);
+    let Heart::Reduce { axes, .. } = &flat.heart else { return vec![] };
+    let roots = env.roots();
+    let parallel = flat.space.len();
+    let row = parallel + axes.len() - 1;
+    let lanes = vector_lanes(&flat, &roots, target);
+    let (axis, across) = pick_axis(&env, &roots, lanes);
+    let extent = axes[axes.len() - 1].as_const();
+    let contiguous = |k: usize| {
+        let steps = flat.exprs.iter().filter_map(|(e, _)| match e {
+            Expr::Load { index, .. } if env.axes_of_dim(&index[0]) >> parallel != 0 => Some(env.lanes_along(&index[0], k, None)),
+            _ => None,
+        });
+        steps.fold((0, 0), |(good, bad), s| match s {
+            Lanes::Step(1) => (good + 1, bad),
+            Lanes::Step(0) => (good, bad),
+            _ => (good, bad + 1),
+        })
+    };
+    let ((row_good, row_bad), (axis_good, axis_bad)) = (contiguous(row), contiguous(axis));
+    let along_pays = row_good > 0 && row_good - row_bad >= axis_good - axis_bad && extent.is_none_or(|n| n >= 4);
+    let along_lanes = extent.map_or(lanes, |n| lanes.min((n.max(1) as usize).next_power_of_two()));
+    let along = Schedule::new("reduce", &[("along", 1), ("lanes", along_lanes as i64), ("sets", if extent.is_some_and(|n| n < 64) { 1 } else { 4 })]);
+    let across = Schedule::new("reduce", &[("along", 0), ("axis", axis as i64), ("lanes", across as i64)]);
+    let gpu_row = |n: Option<i64>| Schedule::new("reduce", &[("along", 1), ("threads", if n.is_some_and(|n| n <= 1024) { 32 } else { THREADS })]);
+    match target {
+        Target::Cpu(_) if along_pays => vec![along, across],
+        Target::Cpu(_) => vec![across],
+        Target::Gpu(_) if along_pays && extent.is_none_or(|n| n >= 16) => {
+            let total: Dim = axes.iter().cloned().product();
+            vec![gpu_row(total.as_const()), across]
+        }
+        Target::Gpu(_) => vec![across],
+    }
+}
+
+fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &ArgFacts) -> Result<Built, KernelError> {
+    let flat = space::collapse(region);
+    let Heart::Reduce { axes, stages } = &flat.heart else {
+        return Err(KernelError::Unsupported { family: "reduce", reason: "not a reduction".into() });
+    };
+    let mut b = builder(name, target);
+    let mut env = Env::new(&mut b, &flat);
+    let roots = env.roots();
+    let along = schedule.knob("along", 0) == 1;
+    let cpu = matches!(target, Target::Cpu(_));
+    let rows = Rows {
+        region: &flat,
+        axes,
+        stages,
+        along: (along && cpu).then(|| Along { lanes: schedule.knob("lanes", 1).max(1) as usize, sets: schedule.knob("sets", 1).max(1) as usize }),
+    };
+    let row_points = axes.iter().map(|d| d.as_const().unwrap_or(256)).product::<i64>();
+    let point_ps = cost::point_ps(&flat, &roots);
+    if along && !cpu {
+        let threads = schedule.knob("threads", THREADS).clamp(32, 1024);
+        let grid = rows.on_gpu(&mut b, &mut env, threads);
+        return Ok(Built::new(b.finish(), schedule, env.dims, Walk { cpu: None, grid: Some(grid) }));
+    }
+    let axis = (schedule.knob("axis", flat.space.len() as i64 - 1) as usize).min(flat.space.len() - 1);
+    let nest = Nest {
+        space: flat.space.clone(),
+        vector: if along { None } else { Some(axis) },
+        lanes: if along { 1 } else { schedule.knob("lanes", 1).max(1) as usize },
+        unroll: 1,
+        point_ps: point_ps.saturating_mul(row_points),
+    };
+    let walk = nest.emit(&mut b, &mut env, &roots, &mut |b, env, p| rows.row(b, env, p));
+    Ok(Built::new(b.finish(), schedule, env.dims, walk))
+}
+
+/// Vectors along the last reduced axis.
+#[derive(Clone, Copy)]
+struct Along {
+    lanes: usize,
+    sets: usize,
+}
+
+struct Rows<'r> {
+    region: &'r Region,
+    axes: &'r [Dim],
+    stages: &'r [Stage],
+    along: Option<Along>,
+}
+
+/// What happens at a point of a row: gets carried values, a mask of the lanes that exist, which set; gives the next ones.
+type Visit<'a, 'r> = &'a mut dyn FnMut(&mut Builder, &mut Env<'r>, &mut Point, &[Val], Option<Val>, usize) -> Vec<Val>;
+
+impl<'r> Rows<'r> {
+    fn first(&self) -> usize {
+        self.region.space.len()
+    }
+
+    fn inner_bits(&self) -> u64 {
+        (0..self.axes.len()).fold(0, |m, k| m | 1 << (self.first() + k))
+    }
+
+    fn fold(&self, stage: &Stage) -> Fold {
+        let small = self.axes[0].as_const().is_some_and(|n| n < i64::from(i32::MAX));
+        Fold { f: stage.f, dtype: self.region.dtype(stage.expr), position: if small { DType::I32 } else { DType::I64 } }
+    }
+
+    /// Runs of stages that do not read each other.
+    fn groups(&self, env: &Env) -> Vec<&'r [Stage]> {
+        let mut groups = vec![];
+        let mut from = 0;
+        for k in 1..=self.stages.len() {
+            if k == self.stages.len() || env.accs_of(self.stages[k].expr) >> from != 0 {
+                groups.push(&self.stages[from..k]);
+                from = k;
+            }
+        }
+        groups
+    }
+
+    /// Outputs written at every point of a row, and those written once.
+    fn outputs(&self, env: &Env) -> (Vec<usize>, Vec<usize>) {
+        (0..self.region.outputs.len()).partition(|i| env.axes_of_dim(&env.out_address(*i)) & self.inner_bits() != 0)
+    }
+
+    /// Everything of one row (or of `lanes` rows side by side).
+    fn row(&self, b: &mut Builder, env: &mut Env<'r>, p: &mut Point) {
+        for group in self.groups(env) {
+            let exprs: Vec<ExprId> = group.iter().map(|s| s.expr).collect();
+            if p.vector.is_none() {
+                env.hoist(b, &exprs, p, self.inner_bits());
+            }
+            let results = self.pass(b, env, p, group);
+            p.accs.extend(results);
+        }
+        let (each, once) = self.outputs(env);
+        let exprs: Vec<ExprId> = each.iter().map(|i| self.region.outputs[*i].expr).collect();
+        if !each.is_empty() {
+            env.hoist(b, &exprs, p, self.inner_bits());
+            self.walk(b, env, p, 0, &[], &mut |b, env, p, _, _, _| {
+                for &i in &each {
+                    env.store(b, i, p);
+                }
+                vec![]
+            });
+        }
+        for (k, extent) in self.axes.iter().enumerate() {
+            let n = env.size(b, extent);
+            p.axes[self.first() + k] = b.add_i(n, -1);
+        }
+        for i in once {
+            env.store(b, i, p);
+        }
+    }
+
+    /// Fold one group of stages over the row.
+    fn pass(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, group: &[Stage]) -> Vec<Val> {
+        let (lanes, sets) = self.along.map_or((p.lanes(), 1), |a| (a.lanes, a.sets));
+        let folds: Vec<Fold> = group.iter().map(|s| self.fold(s)).collect();
+        let width: usize = folds.iter().map(Fold::width).sum();
+        let mut init = vec![];
+        for _ in 0..sets {
+            for f in &folds {
+                init.extend(f.start(b, lanes));
+            }
+        }
+        let last = self.first() + self.axes.len() - 1;
+        let out = self.walk(b, env, p, 0, &init, &mut |b, env, p, carried, mask, set| {
+            let mut next = carried.to_vec();
+            let mut at = set * width;
+            for (stage, fold) in group.iter().zip(&folds) {
+                let v = env.expr(b, stage.expr, p);
+                let position = matches!(stage.f, StageFn::Arg { .. }).then(|| {
+                    let base = b.cast(p.axes[last], fold.position);
+                    if self.along.is_some() && lanes > 1 {
+                        let iota = b.iota(fold.position, lanes);
+                        b.map(pavage_ir::ScalarFn::Add, &[iota, base])
+                    } else {
+                        base
+                    }
+                });
+                let acc = fold.step(b, &carried[at..at + fold.width()], v, position, mask);
+                next[at..at + fold.width()].copy_from_slice(&acc);
+                at += fold.width();
+            }
+            next
+        });
+        let mut results = vec![];
+        let mut at = 0;
+        for fold in &folds {
+            let mut acc = out[at..at + fold.width()].to_vec();
+            for set in 1..sets {
+                let other = out[set * width + at..][..fold.width()].to_vec();
+                acc = fold.join(b, &acc, &other);
+            }
+            if self.along.is_some() {
+                acc = fold.lanes(b, &acc);
+            }
+            results.push(fold.finish(b, &acc));
+            at += fold.width();
+        }
+        results
+    }
+
+    /// Visit the points of a row from reduced axis `k` on.
+    fn walk(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, k: usize, init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
+        let axis = self.first() + k;
+        let (zero, n) = (b.index(0), env.size(b, &self.axes[k]));
+        if k + 1 < self.axes.len() {
+            return b.for_(zero, n, 1, init, |b, i, carried| {
+                let mut p = p.clone();
+                p.axes[axis] = i;
+                self.walk(b, env, &p, k + 1, carried, visit)
+            });
+        }
+        let Some(Along { lanes, sets }) = self.along else {
+            return b.for_(zero, n, 1, init, |b, i, carried| {
+                let mut p = p.clone();
+                p.axes[axis] = i;
+                visit(b, env, &mut p, carried, None, 0)
+            });
+        };
+        let at = |i: Val, count: Option<Val>| {
+            let mut p = p.clone();
+            p.axes[axis] = i;
+            p.vector = (lanes > 1).then_some(VectorAxis { axis, lanes, count, aligned: true });
+            p
+        };
+        let wide = (lanes * sets) as i64;
+        let (rest_wide, rest) = (b.rem_i(n, wide), b.rem_i(n, lanes as i64));
+        let (full_wide, full) = (b.sub(n, rest_wide), b.sub(n, rest));
+        let mut state = b.for_(zero, full_wide, wide, init, |b, i, carried| {
+            let mut carried = carried.to_vec();
+            for set in 0..sets {
+                let i = b.add_i(i, (set * lanes) as i64);
+                carried = visit(b, env, &mut at(i, None), &carried, None, set);
+            }
+            carried
+        });
+        if sets > 1 {
+            state = b.for_(full_wide, full, lanes as i64, &state, |b, i, carried| visit(b, env, &mut at(i, None), carried, None, 0));
+        }
+        if lanes > 1 {
+            let some = b.gt(rest, zero);
+            state = b.if_(
+                some,
+                |b| {
+                    let mask = b.lane_mask(rest, lanes);
+                    visit(b, env, &mut at(full, Some(rest)), &state, Some(mask), 0)
+                },
+                |_| state.clone(),
+            );
+        }
+        state
+    }
+
+    /// `threads` threads a row: 32 make a block of 8 rows, more are one block.
+    fn on_gpu(&self, b: &mut Builder, env: &mut Env<'r>, threads: i64) -> [Dim; 3] {
+        let per_block = if threads == 32 { THREADS / 32 } else { 1 };
+        b.launch().threads = (threads * per_block) as u32;
+        let rows: Dim = self.region.space.iter().cloned().product();
+        let (block, tid) = (b.block_id(0), b.thread_id());
+        let (row, me) = if per_block == 1 {
+            (block, tid)
+        } else {
+            let first = b.mul_i(block, per_block);
+            let warp = b.div_i(tid, 32);
+            (b.add(first, warp), b.rem_i(tid, 32))
+        };
+        let groups = self.groups(env);
+        // Shared memory of each stage, declared before any branch.
+        let mut shared: Vec<Vec<Buf>> = vec![];
+        for stage in self.stages {
+            let f = self.fold(stage);
+            let mut bufs = vec![];
+            if per_block == 1 {
+                bufs.push(b.alloc(Space::Shared, reg(f.dtype), threads as u64 / 32));
+                if f.width() == 2 {
+                    bufs.push(b.alloc(Space::Shared, f.position, threads as u64 / 32));
+                }
+            }
+            shared.push(bufs);
+        }
+        let n = env.size(b, &rows);
+        let inside = b.lt(row, n);
+        b.when(inside, |b| {
+            let zero = b.index(0);
+            let mut axes = vec![zero; 64];
+            let at = split(b, env, row, &self.region.space);
+            axes[..at.len()].copy_from_slice(&at);
+            let mut p = Point::new(axes);
+            let mut done = 0;
+            for group in groups {
+                let exprs: Vec<ExprId> = group.iter().map(|s| s.expr).collect();
+                env.hoist(b, &exprs, &mut p, self.inner_bits());
+                let folds: Vec<Fold> = group.iter().map(|s| self.fold(s)).collect();
+                let mut init = vec![];
+                for f in &folds {
+                    init.extend(f.start(b, 1));
+                }
+                let last = self.first() + self.axes.len() - 1;
+                let mut state = self.stride(b, env, &p, me, threads, &init, &mut |b, env, p, carried, _, _| {
+                    let mut next = vec![];
+                    for (stage, f) in group.iter().zip(&folds) {
+                        let v = env.expr(b, stage.expr, p);
+                        let position = b.cast(p.axes[last], f.position);
+                        next.extend(f.step(b, &carried[next.len()..][..f.width()], v, Some(position), None));
+                    }
+                    next
+                });
+                for (k, f) in folds.iter().enumerate() {
+                    let acc: Vec<Val> = state.drain(..f.width()).collect();
+                    let acc = across_threads(b, f, acc, me, threads, &shared[done + k]);
+                    let v = f.finish(b, &acc);
+                    p.accs.push(v);
+                }
+                done += group.len();
+            }
+            let (each, once) = self.outputs(env);
+            let exprs: Vec<ExprId> = each.iter().map(|i| self.region.outputs[*i].expr).collect();
+            env.hoist(b, &exprs, &mut p, self.inner_bits());
+            if !each.is_empty() {
+                self.stride(b, env, &p, me, threads, &[], &mut |b, env, p, _, _, _| {
+                    for &i in &each {
+                        env.store(b, i, p);
+                    }
+                    vec![]
+                });
+            }
+            if !once.is_empty() {
+                let leader = b.eq(me, zero);
+                b.when(leader, |b| {
+                    for i in once {
+                        env.store(b, i, &mut p);
+                    }
+                });
+            }
+        });
+        [rows.ceil_div(&Dim::from(per_block)), Dim::one(), Dim::one()]
+    }
+
+    /// The points of a row that are this thread's: `me`, `me + threads`, ...
+    #[allow(clippy::too_many_arguments)]
+    fn stride(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, me: Val, threads: i64, init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
+        let total: Dim = self.axes.iter().cloned().product();
+        let n = env.size(b, &total);
+        b.for_(me, n, threads, init, |b, i, carried| {
+            let mut p = p.clone();
+            let at = split(b, env, i, self.axes);
+            p.axes[self.first()..self.first() + at.len()].copy_from_slice(&at);
+            visit(b, env, &mut p, carried, None, 0)
+        })
+    }
+}
+
+/// The accumulators of all threads of a row as one, known to each of them; always combined in the same order.
+fn across_threads(b: &mut Builder, f: &Fold, mut acc: Vec<Val>, me: Val, threads: i64, shared: &[Buf]) -> Vec<Val> {
+    for distance in [16, 8, 4, 2, 1] {
+        let lane = b.index(distance);
+        let other: Vec<Val> = acc.iter().map(|v| b.shfl(ShflKind::Xor, *v, lane)).collect();
+        acc = f.join(b, &acc, &other);
+    }
+    if threads <= 32 {
+        return acc;
+    }
+    let warp = b.div_i(me, 32);
+    let lane = b.rem_i(me, 32);
+    let zero = b.index(0);
+    let leader = b.eq(lane, zero);
+    b.when(leader, |b| {
+        for (buf, v) in shared.iter().zip(&acc) {
+            b.store(*buf, warp, *v);
+        }
+    });
+    b.barrier();
+    let read = |b: &mut Builder, w: i64| -> Vec<Val> {
+        let at = b.index(w);
+        shared.iter().map(|buf| b.load(*buf, at, 1)).collect()
+    };
+    let mut all = read(b, 0);
+    for w in 1..threads / 32 {
+        let next = read(b, w);
+        all = f.join(b, &all, &next);
+    }
+    all
+}
