@@ -11,8 +11,7 @@ use crate::targets::Target;
 use pavage_ir::{DType, Expr, ExprId, Heart, Region, Schedule, dim::Atom};
 
 /// Any map.
-pub const FAMILY: Family =
-    Family { name: "elementwise", about: "expressions at every point, vectors along the axis that memory favours", schedules, build };
+pub const FAMILY: Family = Family { name: "elementwise", about: "expressions at every point, vectors along the axis that memory favours", schedules, build };
 
 fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     if region.heart != Heart::Map || !writable(region) {
@@ -61,7 +60,11 @@ pub fn vector_lanes(region: &Region, roots: &[ExprId], target: &Target) -> usize
     while let Some(id) = todo.pop() {
         let dtype = region.dtype(id);
         let bits = reg(dtype).bits();
-        if dtype.is_float() { floats = floats.max(bits) } else { others = others.max(bits) }
+        if dtype.is_float() {
+            floats = floats.max(bits)
+        } else {
+            others = others.max(bits)
+        }
         match region.expr(id) {
             Expr::Call(_, xs) => todo.extend(xs),
             Expr::Cast(x) => todo.push(*x),
@@ -108,7 +111,13 @@ fn waste(env: &Env, axis: usize, lanes: usize) -> i64 {
 fn accesses(env: &Env, roots: &[ExprId], axis: usize, lanes: usize) -> i64 {
     let tile = Some(lanes as i64);
     let cost = |along: Lanes, odd: i64| match along {
-        _ if lanes == 1 => if along == Lanes::Step(1) || along == Lanes::Step(0) { 8 } else { 10 },
+        _ if lanes == 1 => {
+            if along == Lanes::Step(1) || along == Lanes::Step(0) {
+                8
+            } else {
+                10
+            }
+        }
         Lanes::Step(0) => 4,
         Lanes::Step(1) => 8,
         Lanes::Step(_) => odd * lanes as i64,

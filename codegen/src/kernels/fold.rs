@@ -1,12 +1,7 @@
 //! Accumulators of reductions: their start, their step, and how several become one. Shared by rows, pools and scans.
 use super::expr::{reg, round};
 use crate::tile::{self, Builder, Ty, Val};
-use pavage_ir::{
-    DType, Scalar, ScalarFn,
-    attr::ReduceFn,
-    region::StageFn,
-    region_eval::neutral,
-};
+use pavage_ir::{DType, Scalar, ScalarFn, attr::ReduceFn, region::StageFn, region_eval::neutral};
 
 /// The accumulator of one stage: one value for a fold, the best value and its position for an arg.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,7 @@
 //! Simpler index spaces for the same region: tensors flattened, axes of extent 1 dropped, axes that every access
 //! walks as one merged.
 use super::expr::Env;
-use pavage_ir::{
-    Dim, Expr, Heart, Region, TensorType,
-    dim::Atom,
-    region::StageFn,
-};
+use pavage_ir::{Dim, Expr, Heart, Region, TensorType, dim::Atom, region::StageFn};
 
 /// The region with every tensor one-dimensional and as few axes as possible. Only hearts without coordinates of their own
 /// (map, reduce) lose axes. At least one parallel axis stays, and one reduced axis where there were any.

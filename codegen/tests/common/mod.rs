@@ -1,5 +1,6 @@
 //! Loading compiled kernels and calling them, for the tests of this folder.
 #![allow(dead_code, reason = "each test program uses its part")]
+pub(crate) mod regions;
 use pavage_codegen::{
     compile::cpu_library,
     llvm::MiddleEnd,
@@ -35,7 +36,12 @@ pub(crate) fn load(kernels: &[Kernel], target: &str) -> Library {
 impl Library {
     /// Call a kernel on these buffers; a 64-byte aligned scratch follows them.
     pub(crate) fn call(&self, name: &str, bufs: &mut [Vec<u8>], dims: &[i64], slice: (i64, i64)) {
-        let mut scratch = vec![0u128; 4096];
+        self.call_with(name, bufs, dims, slice, 1 << 16);
+    }
+
+    /// As [`Library::call`], with this many bytes of scratch.
+    pub(crate) fn call_with(&self, name: &str, bufs: &mut [Vec<u8>], dims: &[i64], slice: (i64, i64), scratch: usize) {
+        let mut scratch = vec![0u128; scratch / 16 + 8];
         let mut table: Vec<*mut u8> = bufs.iter_mut().map(|b| b.as_mut_ptr()).collect();
         let base = scratch.as_mut_ptr().cast::<u8>();
         table.push(base.wrapping_add(base.align_offset(64)));
