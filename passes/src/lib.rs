@@ -1,1 +1,113 @@
 //! Graph to graph to regions: folding, e-graph rewriting, fusion, memory planning.
+//!
+//! A pass is a function with a row in [`PASSES`]; the driver verifies after each. This crate sees no file and
+//! no target name, only the facts in [`Ctx`].
+pub mod build;
+pub mod canon;
+pub mod fold;
+pub mod form;
+pub mod fuse;
+pub mod layout;
+pub mod memory;
+mod rebuild;
+
+use pavage_ir::{Graph, verify};
+use std::cell::RefCell;
+
+/// Did a pass do anything?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The graph differs.
+    Yes,
+    /// The graph is as it was.
+    No,
+}
+
+/// What a pass may read besides the graph, and where it leaves dumps.
+#[derive(Default)]
+pub struct Ctx {
+    /// Passes after which the graph is dumped; `all` means every one.
+    pub dump_after: Vec<String>,
+    /// Dumps so far: pass name and text.
+    pub dumps: RefCell<Vec<(String, String)>>,
+}
+
+impl Ctx {
+    /// Keep `text` as what pass `name` left, if asked for.
+    pub fn dump(&self, name: &str, text: impl FnOnce() -> String) {
+        if self.dump_after.iter().any(|n| n == name || n == "all") {
+            self.dumps.borrow_mut().push((name.into(), text()));
+        }
+    }
+}
+
+/// A failed pass.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The pass left a graph that does not verify: a bug in the pass.
+    #[error("after pass `{pass}` the graph does not verify: {why}\n{dump}")]
+    Invalid {
+        /// Registry name.
+        pass: &'static str,
+        /// What the verifier found.
+        why: String,
+        /// The graph.
+        dump: String,
+    },
+    /// An op that the pass built is ill typed: a bug in the pass.
+    #[error("pass `{pass}` built an ill-typed node: {source}")]
+    IllTyped {
+        /// Registry name.
+        pass: &'static str,
+        /// What the type rule said.
+        source: pavage_ir::OpError,
+    },
+    /// No pass has this name.
+    #[error("no pass is named `{0}`; `pavage opt --list` prints them")]
+    Unknown(String),
+    /// An op that no kernel can compute.
+    #[error("{op} (from {}): {reason}", .sources.join(", "))]
+    NoKernel {
+        /// Mnemonic.
+        op: String,
+        /// Source nodes.
+        sources: Vec<String>,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One registry row.
+pub struct Pass {
+    /// Command-line and test name.
+    pub name: &'static str,
+    /// One sentence for `--help`.
+    pub about: &'static str,
+    /// The pass.
+    pub run: fn(&mut Graph, &Ctx) -> Result<Changed, PassError>,
+}
+
+/// Every pass, in pipeline order.
+pub const PASSES: &[Pass] = &[
+    Pass { name: "fold", about: "Compute what constants decide.", run: fold::run },
+    Pass { name: "canon", about: "One form for each view; equal nodes become one.", run: canon::run },
+    Pass { name: "layout", about: "Images become channels-last; transposes move to where they cancel.", run: layout::run },
+    Pass { name: "scale", about: "Scales and biases fold into the weights of convolutions and matrix products.", run: fold::run_scale },
+];
+
+/// The passes before fusion, in order; some run more than once.
+pub const PIPELINE: &[&str] = &["fold", "canon", "layout", "fold", "canon", "scale", "fold", "canon"];
+
+/// Run the named passes in the given order, verifying after each.
+pub fn run(graph: &mut Graph, ctx: &Ctx, names: &[&str]) -> Result<(), PassError> {
+    for name in names {
+        let pass = PASSES.iter().find(|p| p.name == *name).ok_or_else(|| PassError::Unknown((*name).to_string()))?;
+        (pass.run)(graph, ctx)?;
+        graph.prune();
+        if let Err(e) = verify::verify(graph) {
+            return Err(PassError::Invalid { pass: pass.name, why: e.to_string(), dump: pavage_ir::text::print(graph) });
+        }
+        ctx.dump(pass.name, || pavage_ir::text::print(graph));
+    }
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! Clusters to a program: an order for the kernels, a buffer for each value, steps for control flow.
+use crate::{
+    Ctx, PassError,
+    form::form,
+    fuse::{self, Cluster, Order},
+    memory,
+};
+use pavage_ir::{
+    DType, Dim, Expr, Graph, NodeId, NodeKind, Op, Region, TensorType, Value,
+    program::{Body, BufId, BufferKind, Origin, Program, Step},
+    region::RegionOutput,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// How nodes are put into kernels.
+pub type Clusterer<'a> = &'a dyn Fn(&Graph) -> Result<Vec<Cluster>, PassError>;
+
+/// Build the program `name` of `graph`: clusters by `clusterer`, nested graphs likewise.
+pub fn program(name: &str, graph: &Graph, clusterer: Clusterer, ctx: &Ctx) -> Result<Program, PassError> {
+    let mut body = Builder::new(graph, clusterer, Outer::Top).body()?;
+    memory::in_place(&mut body);
+    let program = Program { name: name.into(), body };
+    ctx.dump(name, || program.to_string());
+    Ok(program)
+}
+
+/// What the inputs of a graph are.
+#[derive(Clone, Copy)]
+enum Outer<'a> {
+    /// Inputs of the model.
+    Top,
+    /// The first are inputs of a loop body, the rest are captured buffers of the body around.
+    Loop { inputs: usize, captures: &'a [BufId] },
+    /// All are captured.
+    Branch { captures: &'a [BufId] },
+}
+
+struct Builder<'a> {
+    graph: &'a Graph,
+    clusterer: Clusterer<'a>,
+    body: Body,
+    bufs: BTreeMap<Value, BufId>,
+    outer: Outer<'a>,
+}
+
+/// Something to do once what it reads exists.
+enum Task {
+    Kernel(Box<Cluster>),
+    Alias { from: Value, to: Value },
+    Node(NodeId),
+}
+
+impl<'a> Builder<'a> {
+    fn new(graph: &'a Graph, clusterer: Clusterer<'a>, outer: Outer<'a>) -> Self {
+        Self { graph, clusterer, body: Body::default(), bufs: BTreeMap::new(), outer }
+    }
+
+    fn body(mut self) -> Result<Body, PassError> {
+        self.inputs();
+        let mut pending = self.tasks()?;
+        while !pending.is_empty() {
+            let ready = pending.iter().position(|t| self.reads(t).iter().all(|v| self.available(*v)));
+            let Some(task) = ready.and_then(|i| pending.remove(i)) else {
+                return Err(PassError::NoKernel { op: "program".into(), sources: vec![], reason: "kernels depend on each other in a circle".into() });
+            };
+            self.run(task)?;
+        }
+        self.body.outputs = self.graph.outputs.iter().map(|o| o.value).collect::<Vec<_>>().into_iter().map(|v| self.buf(v)).collect();
+        Ok(self.body)
+    }
+
+    fn inputs(&mut self) {
+        for (i, &id) in self.graph.inputs().iter().enumerate() {
+            let ty = self.graph.ty(id.into()).clone();
+            let kind = match self.outer {
+                Outer::Top => BufferKind::Input(i as u32),
+                Outer::Loop { inputs, .. } if i < inputs => BufferKind::Input(i as u32),
+                Outer::Loop { inputs, captures } => BufferKind::Captured(captures[i - inputs]),
+                Outer::Branch { captures } => BufferKind::Captured(captures[i]),
+            };
+            let is_input = matches!(kind, BufferKind::Input(_));
+            let buf = self.body.push(ty, kind);
+            if is_input {
+                self.body.inputs.push(buf);
+            }
+            self.bufs.insert(id.into(), buf);
+        }
+    }
+
+    fn available(&self, v: Value) -> bool {
+        self.bufs.contains_key(&v) || matches!(self.graph[v.node].kind, NodeKind::Const(_))
+    }
+
+    fn reads(&self, task: &Task) -> Vec<Value> {
+        match task {
+            Task::Kernel(c) => c.formed.args.clone(),
+            Task::Alias { from, .. } => vec![*from],
+            Task::Node(id) => self.graph.operands(*id),
+        }
+    }
+
+    /// Everything to do, in schedule order as far as dependences allow.
+    fn tasks(&self) -> Result<VecDeque<Task>, PassError> {
+        let order = Order::new(self.graph);
+        let clusters = (self.clusterer)(self.graph)?;
+        let mut made: BTreeSet<Value> = clusters.iter().flat_map(|c| c.formed.outputs.iter().copied()).collect();
+        let mut wanted: VecDeque<Value> = clusters.iter().flat_map(|c| c.formed.args.iter().copied()).collect();
+        wanted.extend(self.graph.outputs.iter().map(|o| o.value));
+        let mut tasks: Vec<(usize, Task)> = vec![];
+        for id in self.graph.schedule() {
+            if self.graph.op(id).is_some_and(fuse::is_control) {
+                wanted.extend(self.graph.operands(id));
+                made.extend((0..self.graph[id].types.len() as u32).map(|result| Value { node: id, result }));
+                tasks.push((order.of(id), Task::Node(id)));
+            }
+        }
+        for c in clusters {
+            let at = c.members.iter().map(|m| order.of(*m)).max().unwrap_or(0);
+            tasks.push((at, Task::Kernel(Box::new(c))));
+        }
+        // Views that somebody reads as a tensor: reshapes rename memory, others copy.
+        while let Some(v) = wanted.pop_front() {
+            if made.contains(&v) {
+                continue;
+            }
+            match self.graph.op(v.node) {
+                Some(Op::Reshape { .. }) => {
+                    let from = self.graph.operands(v.node)[0];
+                    made.insert(v);
+                    wanted.push_back(from);
+                    tasks.push((order.of(v.node), Task::Alias { from, to: v }));
+                }
+                Some(_) => {
+                    let cluster = fuse::single(self.graph, &order, v.node)?;
+                    made.insert(v);
+                    wanted.extend(cluster.formed.args.iter().copied());
+                    tasks.push((order.of(v.node), Task::Kernel(Box::new(cluster))));
+                }
+                None => {}
+            }
+        }
+        tasks.sort_by_key(|(at, _)| *at);
+        Ok(tasks.into_iter().map(|(_, t)| t).collect())
+    }
+
+    /// The buffer of a value that exists.
+    fn buf(&mut self, v: Value) -> BufId {
+        if let Some(&b) = self.bufs.get(&v) {
+            return b;
+        }
+        let kind = match self.graph.as_const(v) {
+            Some(t) => BufferKind::Const(t.clone()),
+            None => BufferKind::Temp,
+        };
+        let b = self.body.push(self.graph.ty(v).clone(), kind);
+        self.bufs.insert(v, b);
+        b
+    }
+
+    /// A buffer for a value about to be written: in place of the output it is, if it is one.
+    fn fresh(&mut self, v: Value) -> BufId {
+        let n = self.graph.outputs.iter().position(|o| o.value == v);
+        let kind = n.map_or(BufferKind::Temp, |n| BufferKind::Output(n as u32));
+        let b = self.body.push(self.graph.ty(v).clone(), kind);
+        self.bufs.insert(v, b);
+        b
+    }
+
+    fn origin(&self, members: &[NodeId], rules: &[String]) -> Origin {
+        let mut sources: Vec<String> = members.iter().flat_map(|m| self.graph[*m].source.iter().cloned()).collect();
+        sources.sort();
+        sources.dedup();
+        let members = members.iter().filter_map(|m| self.graph.op(*m)).map(|op| op.mnemonic().to_string()).collect();
+        Origin { sources, members, rules: rules.to_vec() }
+    }
+
+    fn run(&mut self, task: Task) -> Result<(), PassError> {
+        match task {
+            Task::Alias { from, to } => {
+                let of = self.buf(from);
+                let b = self.body.push(self.graph.ty(to).clone(), BufferKind::View(of));
+                self.bufs.insert(to, b);
+            }
+            Task::Kernel(c) => {
+                let args = c.formed.args.iter().map(|v| self.buf(*v)).collect();
+                let outputs = c.formed.outputs.iter().map(|v| self.fresh(*v)).collect();
+                let origin = self.origin(&c.members, &c.rules);
+                self.body.steps.push(Step::Run { region: c.formed.region, args, outputs, origin });
+            }
+            Task::Node(id) => self.node(id)?,
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<(), PassError> {
+        let operands = self.graph.operands(id);
+        let bufs: Vec<BufId> = operands.iter().map(|v| self.buf(*v)).collect();
+        let results: Vec<Value> = (0..self.graph[id].types.len() as u32).map(|result| Value { node: id, result }).collect();
+        match self.graph.op(id) {
+            Some(Op::BindSize { sym }) => {
+                self.body.steps.push(Step::Bind { buffer: bufs[0], sym: sym.clone() });
+                let b = self.body.push(self.graph.ty(results[0]).clone(), BufferKind::View(bufs[0]));
+                self.bufs.insert(results[0], b);
+            }
+            Some(Op::Concat { axis }) => self.concat(id, *axis, &operands)?,
+            Some(Op::If {}) => {
+                let bodies = self.graph.bodies(id);
+                let branch = |g: &'a Graph| Builder::new(g, self.clusterer, Outer::Branch { captures: &bufs[1..] }).body();
+                let (then_body, else_body) = (Box::new(branch(&bodies[0])?), Box::new(branch(&bodies[1])?));
+                let outputs = results.iter().map(|v| self.fresh(*v)).collect();
+                self.body.steps.push(Step::If { cond: bufs[0], then_body, else_body, outputs });
+            }
+            Some(Op::Loop { carried, .. }) => {
+                let (values, captures) = bufs[2..].split_at(*carried);
+                let graph = &self.graph.bodies(id)[0];
+                let body = Builder::new(graph, self.clusterer, Outer::Loop { inputs: 2 + carried, captures }).body()?;
+                let carried = values.to_vec();
+                let outputs = results.iter().map(|v| self.fresh(*v)).collect();
+                self.body.steps.push(Step::Loop { trip: bufs[0], cond: bufs[1], body: Box::new(body), carried, outputs });
+            }
+            Some(op) => {
+                return Err(PassError::NoKernel {
+                    op: op.mnemonic().into(),
+                    sources: self.graph[id].source.clone(),
+                    reason: "no kernel family computes it yet".into(),
+                });
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// A concatenation is one copy an operand, each into its slice of the result.
+    fn concat(&mut self, id: NodeId, axis: usize, operands: &[Value]) -> Result<(), PassError> {
+        let out = self.fresh(id.into());
+        let ty = self.graph.ty(id.into()).clone();
+        let mut start = Dim::ZERO;
+        for v in operands {
+            let from = self.graph.ty(*v).clone();
+            let region = slice_copy(&from, &ty, axis, &start);
+            start = start + from.shape[axis].clone();
+            let args = vec![self.buf(*v)];
+            let origin = self.origin(&[id], &[]);
+            self.body.steps.push(Step::Run { region, args, outputs: vec![out], origin });
+        }
+        Ok(())
+    }
+}
+
+/// Copy a tensor into a larger one from `start` along `axis`.
+fn slice_copy(from: &TensorType, to: &TensorType, axis: usize, start: &Dim) -> Region {
+    let mut region = Region::new("concat", from.shape.clone());
+    region.args.push(from.clone());
+    let index: Vec<Dim> = (0..from.rank()).map(Dim::axis).collect();
+    let expr = region.push(Expr::Load { arg: 0, index: index.clone(), guard: None }, from.dtype);
+    let mut place = index;
+    place[axis] = place[axis].clone() + start.clone();
+    region.outputs.push(RegionOutput { ty: to.clone(), expr, index: place });
+    region
+}
+
+/// Nodes of `graph` that no kernel can compute, with reasons: what `check` reports.
+pub fn missing(graph: &Graph) -> Vec<(NodeId, String)> {
+    let mut found = vec![];
+    for id in graph.schedule() {
+        let Some(op) = graph.op(id) else { continue };
+        if let Op::Scan { .. } = op {
+            found.push((id, "no kernel family computes it yet".to_string()));
+        }
+        if graph[id].types.iter().any(|t| t.dtype == DType::Str) {
+            found.push((id, "strings live on the host only".to_string()));
+        }
+        let outputs: Vec<Value> = (0..graph[id].types.len() as u32).map(|result| Value { node: id, result }).collect();
+        if !fuse::is_control(op)
+            && let Err(e) = form(graph, &[id], &outputs)
+        {
+            found.push((id, e.to_string()));
+        }
+        found.extend(graph.bodies(id).iter().flat_map(missing).map(|(_, why)| (id, why)));
+    }
+    found
+}

@@ -1,0 +1,668 @@
+//! Forming regions: a set of nodes that one kernel computes becomes a [`Region`], or the reason it cannot.
+//!
+//! There is one mechanism for producer, consumer, prologue, epilogue and reduction fusion. A region has at most
+//! one heart (a contraction, convolution, pool or opaque op) or one family of reductions over the same rows.
+//! Values the heart determines lie on the **spine**: each has coordinates in the region's axes, computed
+//! forwards through pointwise ops, reshapes and transposes. Every other value is **pulled**: asked for at an
+//! index, and the index mapped backwards through views, so that no view ever costs a kernel of its own.
+use pavage_ir::{
+    DType, Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, Scalar, ScalarFn, TensorType, Value,
+    attr::PadMode,
+    dim::Atom,
+    graph::NodeKind,
+    region::{RegionOutput, Stage, StageFn, Window},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Expressions a region may hold: beyond this, recomputation outweighs what fusion saves.
+const MAX_EXPRS: usize = 512;
+
+/// Why nodes cannot be one kernel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Illegal {
+    /// Two computations that each fix the loops.
+    #[error("{0} and {1} both fix the loops of the kernel")]
+    TwoHearts(&'static str, &'static str),
+    /// The heart's result is needed at another point than the one being computed.
+    #[error("{0} needs results of the heart at other points than its own")]
+    OffSpine(&'static str),
+    /// A reduction over other rows.
+    #[error("reductions run over different rows")]
+    Rows,
+    /// No expression computes this op at a point.
+    #[error("{0} has no value at a single point")]
+    NotPointwise(&'static str),
+    /// Results of different extents.
+    #[error("results have different shapes")]
+    Shapes,
+    /// Too much would be recomputed.
+    #[error("fusing would recompute too much ({0} expressions)")]
+    TooLarge(usize),
+}
+
+/// A region and the values its arguments stand for.
+#[derive(Clone, Debug)]
+pub struct Formed {
+    /// The kernel.
+    pub region: Region,
+    /// The value each argument reads.
+    pub args: Vec<Value>,
+    /// The value each output is.
+    pub outputs: Vec<Value>,
+}
+
+/// Whether an op fixes the loops of a kernel.
+pub fn is_heart(op: &Op) -> bool {
+    matches!(op, Op::MatMul { .. } | Op::Conv { .. } | Op::Pool { .. }) || is_opaque(op)
+}
+
+/// Whether an op stays an op of its own in a region.
+pub fn is_opaque(op: &Op) -> bool {
+    match op {
+        Op::Map(_)
+        | Op::Cast { .. }
+        | Op::Broadcast { .. }
+        | Op::Reshape { .. }
+        | Op::Transpose { .. }
+        | Op::Slice { .. }
+        | Op::Concat { .. }
+        | Op::Iota { .. }
+        | Op::Dims { .. }
+        | Op::BindSize { .. }
+        | Op::Reduce { .. }
+        | Op::ArgReduce { .. }
+        | Op::Gather { .. }
+        | Op::GatherElements { .. }
+        | Op::GatherNd { .. }
+        | Op::Pad { .. }
+        | Op::MatMul { .. }
+        | Op::Conv { .. }
+        | Op::Pool { .. } => false,
+        Op::ConvTranspose { .. }
+        | Op::Cumulative { .. }
+        | Op::ScatterElements { .. }
+        | Op::ScatterNd { .. }
+        | Op::Resize { .. }
+        | Op::TopK { .. }
+        | Op::NonZero { .. }
+        | Op::Lstm { .. }
+        | Op::Gru { .. }
+        | Op::Rnn { .. }
+        | Op::TreeEnsemble { .. }
+        | Op::If {}
+        | Op::Loop { .. }
+        | Op::Scan { .. } => true,
+    }
+}
+
+/// Form one region of `members` (topologically sorted) that gives `outputs`.
+pub fn form(graph: &Graph, members: &[NodeId], outputs: &[Value]) -> Result<Formed, Illegal> {
+    let name = members.iter().filter_map(|id| graph.op(*id)).filter(|op| !is_view(op)).map(Op::mnemonic).take(4).collect::<Vec<_>>().join("_");
+    let name = if name.is_empty() { members.iter().filter_map(|id| graph.op(*id)).map(Op::mnemonic).next().unwrap_or("copy").to_string() } else { name };
+    let mut former = Former {
+        graph,
+        members: members.iter().copied().collect(),
+        region: Region::new(name, vec![]),
+        args: vec![],
+        coords: BTreeMap::new(),
+        stages: BTreeMap::new(),
+        axes: vec![],
+        memo: BTreeMap::new(),
+        space_id: 0,
+        full: None,
+    };
+    former.run(members, outputs)?;
+    Ok(Formed { region: former.region, args: former.args, outputs: outputs.to_vec() })
+}
+
+/// Ops that only rename coordinates.
+pub fn is_view(op: &Op) -> bool {
+    matches!(op, Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. })
+}
+
+struct Former<'g> {
+    graph: &'g Graph,
+    members: BTreeSet<NodeId>,
+    region: Region,
+    args: Vec<Value>,
+    /// Coordinates of spine values in the region's axes.
+    coords: BTreeMap<Value, Vec<Dim>>,
+    /// Stage or heart result of a spine root.
+    stages: BTreeMap<Value, u32>,
+    /// Extents of the axes expressions are written over just now.
+    axes: Vec<Dim>,
+    memo: BTreeMap<(u32, Value, Vec<Dim>, Option<ExprId>), ExprId>,
+    space_id: u32,
+    /// For reductions: the full coordinates of a row's elements, and the reduced axes of the operand.
+    full: Option<(Vec<Dim>, Vec<usize>, TensorType)>,
+}
+
+impl Former<'_> {
+    fn run(&mut self, members: &[NodeId], outputs: &[Value]) -> Result<(), Illegal> {
+        let mut heart: Option<NodeId> = None;
+        for &id in members {
+            let Some(op) = self.graph.op(id) else { continue };
+            match op {
+                Op::Reduce { .. } | Op::ArgReduce { .. } => {
+                    if let Some(h) = heart.and_then(|h| self.graph.op(h)) {
+                        return Err(Illegal::TwoHearts(h.mnemonic(), op.mnemonic()));
+                    }
+                    self.reduction(id, op)?;
+                }
+                op if is_heart(op) => {
+                    let first = heart.and_then(|h| self.graph.op(h)).map(Op::mnemonic).or(self.full.as_ref().map(|_| "reduce"));
+                    if let Some(first) = first {
+                        return Err(Illegal::TwoHearts(first, op.mnemonic()));
+                    }
+                    heart = Some(id);
+                    self.heart(id, op)?;
+                }
+                op => self.extend_spine(id, op)?,
+            }
+        }
+        if heart.is_none() && self.full.is_none() {
+            // A map: the points are those of the first output.
+            let shape = outputs.first().map(|v| self.graph.ty(*v).shape.clone()).unwrap_or_default();
+            self.region.space = shape.clone();
+            self.axes = shape;
+        }
+        if let Some(op @ Op::If {} | op @ Op::Loop { .. } | op @ Op::Scan { .. }) = heart.and_then(|h| self.graph.op(h)) {
+            return Err(Illegal::NotPointwise(op.mnemonic()));
+        }
+        if matches!(self.region.heart, Heart::Op(_)) {
+            return self.opaque_outputs(heart, outputs);
+        }
+        for &v in outputs {
+            let ty = self.graph.ty(v).clone();
+            let (index, expr) = match self.coords.get(&v).cloned() {
+                Some(at) => (at.clone(), self.pull(v, at, None)?),
+                None => {
+                    if ty.shape != self.region.space || self.full.is_some() || heart.is_some() {
+                        return Err(Illegal::Shapes);
+                    }
+                    let at: Vec<Dim> = (0..ty.rank()).map(Dim::axis).collect();
+                    (at.clone(), self.pull(v, at, None)?)
+                }
+            };
+            self.region.outputs.push(RegionOutput { ty, expr, index });
+        }
+        if self.region.exprs.len() > MAX_EXPRS {
+            return Err(Illegal::TooLarge(self.region.exprs.len()));
+        }
+        if heart.is_some() { self.affine_outputs() } else { Ok(()) }
+    }
+
+    /// A heart's kernel writes tiles: every output must lie along its axes with constant or symbolic strides.
+    fn affine_outputs(&self) -> Result<(), Illegal> {
+        for out in &self.region.outputs {
+            let mut linear = Dim::ZERO;
+            for (i, n) in out.index.iter().zip(&out.ty.shape) {
+                linear = linear * n.clone() + i.clone();
+            }
+            let linear = linear.recombine();
+            if linear.any_atom(&|a| matches!(a, Atom::Div(x, _) | Atom::Mod(x, _) if x.any_atom(&|a| matches!(a, Atom::Axis(_))))) {
+                return Err(Illegal::OffSpine("reshape"));
+            }
+        }
+        Ok(())
+    }
+
+    fn opaque_outputs(&mut self, heart: Option<NodeId>, outputs: &[Value]) -> Result<(), Illegal> {
+        let Some(node) = heart else { return Ok(()) };
+        let name = self.graph.op(node).map_or("op", Op::mnemonic);
+        // An opaque op writes all its results, in order.
+        let all: Vec<Value> = (0..self.graph[node].types.len()).map(|r| Value { node, result: r as u32 }).collect();
+        if outputs != all {
+            return Err(Illegal::OffSpine(name));
+        }
+        for v in all {
+            let ty = self.graph.ty(v).clone();
+            let expr = self.region.push(Expr::Acc(v.result), ty.dtype);
+            let index = (0..ty.rank()).map(Dim::axis).collect();
+            self.region.outputs.push(RegionOutput { ty, expr, index });
+        }
+        Ok(())
+    }
+
+    /// Enter the heart: fix the space and pull its operands.
+    fn heart(&mut self, id: NodeId, op: &Op) -> Result<(), Illegal> {
+        let operands = self.graph.operands(id);
+        let out = self.graph.ty(id.into()).clone();
+        self.region.space = out.shape.clone();
+        let identity: Vec<Dim> = (0..out.rank()).map(Dim::axis).collect();
+        let own = |ty: &TensorType| -> (Vec<Dim>, Vec<Dim>) { ((0..ty.rank()).map(Dim::axis).collect(), ty.shape.clone()) };
+        let heart = match op {
+            Op::MatMul { out: acc } => {
+                let p = out.rank();
+                let a = self.graph.ty(operands[0]).clone();
+                let k = a.shape[p - 1].clone();
+                let mut axes = out.shape.clone();
+                axes.push(k.clone());
+                self.enter(axes);
+                let batch: Vec<Dim> = (0..p - 2).map(Dim::axis).collect();
+                let at = |x: usize, y: usize| batch.iter().cloned().chain([Dim::axis(x), Dim::axis(y)]).collect::<Vec<_>>();
+                let lhs = self.pull(operands[0], at(p - 2, p), None)?;
+                let rhs = self.pull(operands[1], at(p, p - 1), None)?;
+                let acc = if *acc == DType::F16 || *acc == DType::BF16 { DType::F32 } else { *acc };
+                Heart::Contract { k, lhs, rhs, acc }
+            }
+            Op::Conv { strides, dilations, lo, hi, groups, layout } => {
+                let window = Window { strides: strides.clone(), dilations: dilations.clone(), lo: lo.clone(), hi: hi.clone(), layout: *layout };
+                let (x_at, input) = own(self.graph.ty(operands[0]));
+                self.enter(input.clone());
+                let x = self.pull(operands[0], x_at, None)?;
+                let (w_at, weights) = own(self.graph.ty(operands[1]));
+                self.enter(weights.clone());
+                let w = self.pull(operands[1], w_at, None)?;
+                let acc = if out.dtype == DType::F16 || out.dtype == DType::BF16 { DType::F32 } else { out.dtype };
+                Heart::Conv { window, groups: *groups, x, input, w, weights, acc }
+            }
+            Op::Pool { f, kernel, strides, dilations, lo, hi, layout, .. } => {
+                let window = Window { strides: strides.clone(), dilations: dilations.clone(), lo: lo.clone(), hi: hi.clone(), layout: *layout };
+                let (x_at, input) = own(self.graph.ty(operands[0]));
+                self.enter(input.clone());
+                let x = self.pull(operands[0], x_at, None)?;
+                Heart::Pool { f: *f, kernel: kernel.clone(), window, x, input }
+            }
+            op => {
+                self.args = operands.clone();
+                self.region.args = operands.iter().map(|v| self.graph.ty(*v).clone()).collect();
+                Heart::Op(op.clone())
+            }
+        };
+        let opaque = matches!(heart, Heart::Op(_));
+        let acc = match &heart {
+            Heart::Contract { acc, .. } | Heart::Conv { acc, .. } => *acc,
+            _ => out.dtype,
+        };
+        self.region.heart = heart;
+        self.enter(out.shape.clone());
+        if !opaque {
+            let v = Value::from(id);
+            self.coords.insert(v, identity.clone());
+            self.stages.insert(v, 0);
+            // The accumulator is rounded to the op's dtype at once, as the evaluator does.
+            let raw = self.region.push(Expr::Acc(0), acc);
+            let expr = if acc == out.dtype { raw } else { self.region.push(Expr::Cast(raw), out.dtype) };
+            self.memo.insert((self.space_id, v, identity, None), expr);
+        }
+        Ok(())
+    }
+
+    /// Expressions from here on are over `axes`.
+    fn enter(&mut self, axes: Vec<Dim>) {
+        self.axes = axes;
+        self.space_id += 1;
+    }
+
+    fn reduction(&mut self, id: NodeId, op: &Op) -> Result<(), Illegal> {
+        let (f, axes) = match op {
+            Op::Reduce { f, axes } => (StageFn::Fold(*f), axes.clone()),
+            Op::ArgReduce { f, axis, last } => (StageFn::Arg { f: *f, last: *last }, vec![*axis]),
+            _ => return Ok(()),
+        };
+        let operand = self.graph.operands(id)[0];
+        let ty = self.graph.ty(operand).clone();
+        match &self.full {
+            None => {
+                let kept: Vec<usize> = (0..ty.rank()).filter(|a| !axes.contains(a)).collect();
+                let mut full = vec![Dim::ZERO; ty.rank()];
+                for (k, &axis) in kept.iter().chain(&axes).enumerate() {
+                    full[axis] = Dim::axis(k);
+                }
+                self.region.space = kept.iter().map(|&a| ty.shape[a].clone()).collect();
+                let reduced: Vec<Dim> = axes.iter().map(|&a| ty.shape[a].clone()).collect();
+                self.enter(self.region.space.iter().chain(&reduced).cloned().collect());
+                self.region.heart = Heart::Reduce { axes: reduced, stages: vec![] };
+                self.full = Some((full, axes.clone(), ty.clone()));
+            }
+            Some((full, first, first_ty)) => {
+                let same = match self.coords.get(&operand) {
+                    Some(at) => at == full && axes == *first,
+                    None => ty.shape == first_ty.shape && axes == *first,
+                };
+                if !same {
+                    return Err(Illegal::Rows);
+                }
+            }
+        }
+        let Some((full, reduced, _)) = self.full.clone() else { return Ok(()) };
+        let expr = self.pull(operand, full.clone(), None)?;
+        let Heart::Reduce { stages, .. } = &mut self.region.heart else { return Ok(()) };
+        let stage = stages.len() as u32;
+        stages.push(Stage { f, expr });
+        let row: Vec<Dim> = full.iter().enumerate().map(|(a, d)| if reduced.contains(&a) { Dim::ZERO } else { d.clone() }).collect();
+        let v = Value::from(id);
+        let dtype = self.graph.ty(v).dtype;
+        let acc = self.region.push(Expr::Acc(stage), dtype);
+        // The operand itself sits at the row's elements: it may be an output too (a sum that is normalised).
+        if self.members.contains(&operand.node) {
+            self.coords.insert(operand, full);
+        }
+        self.coords.insert(v, row.clone());
+        self.stages.insert(v, stage);
+        self.memo.insert((self.space_id, v, row, None), acc);
+        Ok(())
+    }
+
+    /// Give `id` coordinates if an operand has some.
+    fn extend_spine(&mut self, id: NodeId, op: &Op) -> Result<(), Illegal> {
+        let operands = self.graph.operands(id);
+        let on: Vec<Vec<Dim>> = operands.iter().filter_map(|v| self.coords.get(v).cloned()).collect();
+        let Some(at) = on.first().cloned() else { return Ok(()) };
+        if on.iter().any(|c| *c != at) {
+            return Err(Illegal::OffSpine(op.mnemonic()));
+        }
+        let from = self.graph.ty(operands[0]).clone();
+        let to = self.graph.ty(id.into()).clone();
+        let coords = match op {
+            Op::Map(_) | Op::Cast { .. } => at,
+            Op::Transpose { perm } => perm.iter().map(|&p| at[p].clone()).collect(),
+            Op::Reshape { .. } => self.reindex(&at, &from.shape, &to.shape),
+            Op::Broadcast { .. } => {
+                let Some((full, reduced, _)) = &self.full else { return Err(Illegal::OffSpine("broadcast")) };
+                if from.rank() != full.len() {
+                    return Err(Illegal::OffSpine("broadcast"));
+                }
+                let mut coords = at.clone();
+                for a in 0..from.rank() {
+                    if from.shape[a] != to.shape[a] {
+                        let restores = reduced.contains(&a) && self.region_extent(&full[a]) == Some(&to.shape[a]) && at[a] == Dim::ZERO;
+                        if !restores {
+                            return Err(Illegal::OffSpine("broadcast"));
+                        }
+                        coords[a] = full[a].clone();
+                    }
+                }
+                coords
+            }
+            _ => return Err(Illegal::OffSpine(op.mnemonic())),
+        };
+        self.coords.insert(id.into(), coords);
+        Ok(())
+    }
+
+    fn region_extent(&self, axis: &Dim) -> Option<&Dim> {
+        (0..self.axes.len()).find(|k| *axis == Dim::axis(*k)).map(|k| &self.axes[k])
+    }
+
+    /// Coordinates of the same element under another shape.
+    fn reindex(&self, at: &[Dim], from: &[Dim], to: &[Dim]) -> Vec<Dim> {
+        // Axes that agree from either end keep their coordinate: fewer divisions.
+        let head = from.iter().zip(to).take_while(|(a, b)| a == b).count();
+        let tail = from[head..].iter().rev().zip(to[head..].iter().rev()).take_while(|(a, b)| a == b).count();
+        let (from_mid, to_mid) = (&from[head..from.len() - tail], &to[head..to.len() - tail]);
+        let mut linear = Dim::ZERO;
+        for (c, n) in at[head..from.len() - tail].iter().zip(from_mid) {
+            linear = linear * n.clone() + c.clone();
+        }
+        let mut mid = vec![Dim::ZERO; to_mid.len()];
+        let first_real = to_mid.iter().position(|n| !n.is(1));
+        for i in (0..to_mid.len()).rev() {
+            if to_mid[i].is(1) {
+                continue;
+            }
+            if Some(i) == first_real {
+                mid[i] = linear.clone();
+            } else {
+                mid[i] = linear.mod_in(&to_mid[i], &self.axes);
+                linear = linear.div_in(&to_mid[i], &self.axes);
+            }
+        }
+        at[..head].iter().cloned().chain(mid).chain(at[from.len() - tail..].iter().cloned()).collect()
+    }
+
+    /// The value of `v` at `index`, an expression over the current axes. With a guard, the value matters
+    /// only where the guard holds, and memory is read only there.
+    fn pull(&mut self, v: Value, index: Vec<Dim>, guard: Option<ExprId>) -> Result<ExprId, Illegal> {
+        let key = (self.space_id, v, index, guard);
+        if let Some(&known) = self.memo.get(&key) {
+            return Ok(known);
+        }
+        let (_, _, index, _) = key.clone();
+        let expr = self.pull_new(v, index, guard)?;
+        if self.region.exprs.len() > MAX_EXPRS {
+            return Err(Illegal::TooLarge(self.region.exprs.len()));
+        }
+        self.memo.insert(key, expr);
+        Ok(expr)
+    }
+
+    fn pull_new(&mut self, v: Value, index: Vec<Dim>, guard: Option<ExprId>) -> Result<ExprId, Illegal> {
+        let ty = self.graph.ty(v).clone();
+        let node = &self.graph[v.node];
+        let on_spine = self.coords.get(&v).cloned();
+        let op = match &node.kind {
+            NodeKind::Const(t) if t.count() == 1 => return Ok(self.region.constant(t.get(0), ty.dtype)),
+            NodeKind::Op(op, _) if self.members.contains(&v.node) => op.clone(),
+            _ => return Ok(self.load(v, index, guard)),
+        };
+        if let Some(at) = &on_spine {
+            if *at != index || guard.is_some() || self.stages.contains_key(&v) {
+                return Err(Illegal::OffSpine(op.mnemonic()));
+            }
+        }
+        let operands = self.graph.operands(v.node);
+        // On the spine a view only renames: its operand sits at its own coordinates.
+        if on_spine.is_some() && is_view(&op) {
+            let at = self.coords.get(&operands[0]).cloned().ok_or(Illegal::OffSpine(op.mnemonic()))?;
+            return self.pull(operands[0], at, None);
+        }
+        let shape_of = |g: &Graph, v: Value| g.ty(v).shape.clone();
+        match op {
+            Op::Map(f) => {
+                let args = operands.iter().map(|o| self.pull(*o, index.clone(), guard)).collect::<Result<Vec<_>, _>>()?;
+                Ok(self.region.push(Expr::Call(f, args), ty.dtype))
+            }
+            Op::Cast { to } => {
+                let x = self.pull(operands[0], index, guard)?;
+                Ok(if self.region.dtype(x) == to { x } else { self.region.push(Expr::Cast(x), to) })
+            }
+            Op::Broadcast { .. } => {
+                let from = shape_of(self.graph, operands[0]);
+                let at = index.into_iter().zip(&from).zip(&ty.shape).map(|((i, f), t)| if f == t { i } else { Dim::ZERO }).collect();
+                self.pull(operands[0], at, guard)
+            }
+            Op::Reshape { .. } => {
+                let at = self.reindex(&index, &ty.shape, &shape_of(self.graph, operands[0]));
+                self.pull(operands[0], at, guard)
+            }
+            Op::Transpose { perm } => {
+                let mut at = vec![Dim::ZERO; index.len()];
+                perm.iter().zip(index).for_each(|(&p, i)| at[p] = i);
+                self.pull(operands[0], at, guard)
+            }
+            Op::Slice { starts, steps, .. } => {
+                let at = index.into_iter().zip(starts).zip(steps).map(|((i, start), step)| start + i * Dim::from(step)).collect();
+                self.pull(operands[0], at, guard)
+            }
+            Op::Iota { axis, dtype, .. } => {
+                let i = self.index(index[axis].clone());
+                Ok(if dtype == DType::I64 { i } else { self.region.push(Expr::Cast(i), dtype) })
+            }
+            Op::Dims { values } => {
+                let mut out = self.index(values.last().cloned().unwrap_or_default());
+                for (i, value) in values.iter().enumerate().rev().skip(1) {
+                    let here = self.compare(ScalarFn::Le, index[0].clone(), Dim::from(i));
+                    let value = self.index(value.clone());
+                    out = self.region.push(Expr::Call(ScalarFn::Select, vec![here, value, out]), DType::I64);
+                }
+                Ok(out)
+            }
+            Op::BindSize { .. } => self.pull(operands[0], index, guard),
+            Op::Concat { axis } => {
+                let mut parts = vec![];
+                let mut start = Dim::ZERO;
+                for o in &operands {
+                    let end = start.clone() + self.graph.ty(*o).shape[axis].clone();
+                    parts.push((*o, start, end.clone()));
+                    start = end;
+                }
+                let mut out = None;
+                for (i, (o, start, end)) in parts.iter().enumerate().rev() {
+                    let below = self.compare(ScalarFn::Lt, index[axis].clone(), end.clone());
+                    let mut inside = guard;
+                    if i + 1 < parts.len() {
+                        inside = Some(self.both(inside, below));
+                    }
+                    if i > 0 {
+                        let above = self.compare(ScalarFn::Ge, index[axis].clone(), start.clone());
+                        inside = Some(self.both(inside, above));
+                    }
+                    let mut at = index.clone();
+                    at[axis] = index[axis].clone() - start.clone();
+                    let here = self.pull(*o, at, inside)?;
+                    out = Some(match out {
+                        None => here,
+                        Some(rest) => self.region.push(Expr::Call(ScalarFn::Select, vec![below, here, rest]), ty.dtype),
+                    });
+                }
+                out.ok_or(Illegal::NotPointwise("concat"))
+            }
+            Op::Pad { lo, hi, mode } => self.pull_pad(&operands, &index, guard, (&lo, &hi, mode), ty.dtype),
+            Op::Gather { axis } => {
+                let data = shape_of(self.graph, operands[0]);
+                let rank = self.graph.ty(operands[1]).rank();
+                let i = self.pull(operands[1], index[axis..axis + rank].to_vec(), guard)?;
+                let i = self.position(i, &data[axis]);
+                let at = index[..axis].iter().cloned().chain([i]).chain(index[axis + rank..].iter().cloned()).collect();
+                self.pull(operands[0], at, guard)
+            }
+            Op::GatherElements { axis } => {
+                let data = shape_of(self.graph, operands[0]);
+                let i = self.pull(operands[1], index.clone(), guard)?;
+                let mut at = index;
+                at[axis] = self.position(i, &data[axis]);
+                self.pull(operands[0], at, guard)
+            }
+            Op::GatherNd { batch } => {
+                let data = shape_of(self.graph, operands[0]);
+                let indices = self.graph.ty(operands[1]).clone();
+                let outer = indices.rank() - 1;
+                let n = indices.shape[outer].as_const().ok_or(Illegal::NotPointwise("gather_nd"))? as usize;
+                let mut at = index[..batch].to_vec();
+                for j in 0..n {
+                    let mut place = index[..outer].to_vec();
+                    place.push(Dim::from(j));
+                    let i = self.pull(operands[1], place, guard)?;
+                    at.push(self.position(i, &data[batch + j]));
+                }
+                at.extend(index[outer..].iter().cloned());
+                self.pull(operands[0], at, guard)
+            }
+            other => Err(Illegal::NotPointwise(other.mnemonic())),
+        }
+    }
+
+    fn pull_pad(
+        &mut self,
+        operands: &[Value],
+        index: &[Dim],
+        guard: Option<ExprId>,
+        (lo, hi, mode): (&[Dim], &[Dim], PadMode),
+        dtype: DType,
+    ) -> Result<ExprId, Illegal> {
+        let shape = self.graph.ty(operands[0]).shape.clone();
+        let mut at: Vec<Dim> = index.iter().zip(lo).map(|(i, l)| i.clone() - l.clone()).collect();
+        let padded: Vec<usize> = (0..at.len()).filter(|&a| !(lo[a].is(0) && hi[a].is(0))).collect();
+        if mode == PadMode::Constant {
+            let mut inside = None;
+            for &a in &padded {
+                if !lo[a].is(0) {
+                    let c = self.compare(ScalarFn::Ge, at[a].clone(), Dim::ZERO);
+                    inside = Some(self.both(inside, c));
+                }
+                if !hi[a].is(0) {
+                    let c = self.compare(ScalarFn::Lt, at[a].clone(), shape[a].clone());
+                    inside = Some(self.both(inside, c));
+                }
+            }
+            let Some(inside) = inside else { return self.pull(operands[0], at, guard) };
+            let all = self.both(guard, inside);
+            let x = self.pull(operands[0], at, Some(all))?;
+            let value = self.pull(operands[1], vec![], guard)?;
+            return Ok(self.region.push(Expr::Call(ScalarFn::Select, vec![inside, x, value]), dtype));
+        }
+        for &a in &padded {
+            let i = self.index(at[a].clone());
+            let (zero, one, n) = (self.index(Dim::ZERO), self.index(Dim::one()), self.index(shape[a].clone()));
+            let call = |this: &mut Self, f, args: &[ExprId]| this.region.push(Expr::Call(f, args.to_vec()), DType::I64);
+            let last = call(self, ScalarFn::Sub, &[n, one]);
+            let source = match mode {
+                PadMode::Wrap => call(self, ScalarFn::Mod, &[i, n]),
+                PadMode::Reflect => {
+                    // Period 2(n-1): fold the position into one period, then mirror its second half.
+                    let two = self.index(Dim::from(2i64));
+                    let period = call(self, ScalarFn::Mul, &[last, two]);
+                    let period = call(self, ScalarFn::Max, &[period, one]);
+                    let m = call(self, ScalarFn::Mod, &[i, period]);
+                    let mirrored = call(self, ScalarFn::Sub, &[period, m]);
+                    call(self, ScalarFn::Min, &[m, mirrored])
+                }
+                PadMode::Constant | PadMode::Edge => i,
+            };
+            let low = call(self, ScalarFn::Max, &[source, zero]);
+            let clamped = call(self, ScalarFn::Min, &[low, last]);
+            at[a] = Dim::from(Atom::Value(clamped.0));
+        }
+        self.pull(operands[0], at, guard)
+    }
+
+    fn index(&mut self, d: Dim) -> ExprId {
+        match d.as_const() {
+            Some(c) => self.region.push(Expr::Int(c), DType::I64),
+            None => self.region.push(Expr::Index(d), DType::I64),
+        }
+    }
+
+    fn compare(&mut self, f: ScalarFn, a: Dim, b: Dim) -> ExprId {
+        if let (Some(x), Some(y)) = (a.as_const(), b.as_const()) {
+            let holds = f.eval(DType::I64, &[Scalar::I(i128::from(x)), Scalar::I(i128::from(y))]);
+            return self.region.constant(holds, DType::Bool);
+        }
+        let (a, b) = (self.index(a), self.index(b));
+        self.region.push(Expr::Call(f, vec![a, b]), DType::Bool)
+    }
+
+    fn both(&mut self, a: Option<ExprId>, b: ExprId) -> ExprId {
+        match a {
+            None => b,
+            Some(a) if a == b => a,
+            Some(a) => self.region.push(Expr::Call(ScalarFn::And, vec![a, b]), DType::Bool),
+        }
+    }
+
+    /// A data-dependent coordinate: negative counts from the end, out of range clamps.
+    fn position(&mut self, i: ExprId, extent: &Dim) -> Dim {
+        if let Expr::Int(c) = *self.region.expr(i)
+            && let Some(n) = extent.as_const()
+        {
+            return Dim::from(if c < 0 { c + n } else { c }.clamp(0, (n - 1).max(0)));
+        }
+        if let Expr::Index(d) = self.region.expr(i).clone()
+            && d.within(extent, &self.axes)
+        {
+            return d;
+        }
+        let i = if self.region.dtype(i) == DType::I64 { i } else { self.region.push(Expr::Cast(i), DType::I64) };
+        let n = self.index(extent.clone());
+        let (zero, one) = (self.index(Dim::ZERO), self.index(Dim::one()));
+        let wrapped = self.region.push(Expr::Call(ScalarFn::Add, vec![i, n]), DType::I64);
+        let negative = self.region.push(Expr::Call(ScalarFn::Lt, vec![i, zero]), DType::Bool);
+        let i = self.region.push(Expr::Call(ScalarFn::Select, vec![negative, wrapped, i]), DType::I64);
+        let i = self.region.push(Expr::Call(ScalarFn::Max, vec![i, zero]), DType::I64);
+        let last = self.region.push(Expr::Call(ScalarFn::Sub, vec![n, one]), DType::I64);
+        let i = self.region.push(Expr::Call(ScalarFn::Min, vec![i, last]), DType::I64);
+        Dim::from(Atom::Value(i.0))
+    }
+
+    fn load(&mut self, v: Value, index: Vec<Dim>, guard: Option<ExprId>) -> ExprId {
+        let at = self.args.iter().position(|a| *a == v).unwrap_or_else(|| {
+            self.args.push(v);
+            self.region.args.push(self.graph.ty(v).clone());
+            self.args.len() - 1
+        });
+        let dtype = self.graph.ty(v).dtype;
+        self.region.push(Expr::Load { arg: at as u32, index, guard }, dtype)
+    }
+}

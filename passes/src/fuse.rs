@@ -1,0 +1,264 @@
+//! Which nodes share a kernel.
+//!
+//! A **cluster** is a set of nodes that [`form`] accepts as one region. [`unfused`] gives every op a cluster of its
+//! own; [`greedy`] grows clusters consumer by consumer. Views belong to whoever reads through them and cost nothing;
+//! a reshape that nobody can read through is another name for the same memory.
+use crate::{
+    PassError,
+    form::{self, Formed, Illegal, form},
+};
+use pavage_ir::{Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, ScalarFn, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Nodes that one kernel computes.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Members in schedule order; views that are read through included.
+    pub members: Vec<NodeId>,
+    /// The kernel.
+    pub formed: Formed,
+    /// Why these nodes are together, for people.
+    pub rules: Vec<String>,
+}
+
+/// Ops that never cost a kernel when they can be read through.
+pub(crate) fn is_free(op: &Op) -> bool {
+    form::is_view(op) || matches!(op, Op::Iota { .. } | Op::Dims { .. } | Op::BindSize { .. })
+}
+
+/// Ops that are steps, not kernels.
+pub(crate) fn is_control(op: &Op) -> bool {
+    matches!(op, Op::If {} | Op::Loop { .. } | Op::Scan { .. } | Op::BindSize { .. } | Op::Concat { .. })
+}
+
+/// One cluster an op.
+pub fn unfused(graph: &Graph) -> Result<Vec<Cluster>, PassError> {
+    let order = Order::new(graph);
+    let mut clusters = vec![];
+    for id in kernels(graph) {
+        clusters.push(single(graph, &order, id)?);
+    }
+    Ok(clusters)
+}
+
+/// The nodes that need a kernel: neither free nor steps.
+pub(crate) fn kernels(graph: &Graph) -> Vec<NodeId> {
+    graph.schedule().into_iter().filter(|id| graph.op(*id).is_some_and(|op| !is_free(op) && !is_control(op))).collect()
+}
+
+/// The cluster of one node and the views it reads through.
+pub(crate) fn single(graph: &Graph, order: &Order, id: NodeId) -> Result<Cluster, PassError> {
+    let outputs: Vec<Value> = (0..graph[id].types.len() as u32).map(|result| Value { node: id, result }).collect();
+    assemble(graph, order, &[id], &outputs).map(|(members, formed)| Cluster { members, formed, rules: vec![] }).map_err(|e| PassError::NoKernel {
+        op: graph.op(id).map_or_else(String::new, ToString::to_string),
+        sources: graph[id].source.clone(),
+        reason: e.to_string(),
+    })
+}
+
+/// Grow clusters greedily: in schedule order, each op joins the clusters of its operands where that is legal.
+/// A destructive fuser with the same legality as the e-graph's: the baseline that search has to beat.
+pub fn greedy(graph: &Graph) -> Result<Vec<Cluster>, PassError> {
+    let order = Order::new(graph);
+    let mut clusters: Vec<Option<Cluster>> = vec![];
+    let mut home: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for id in kernels(graph) {
+        let mut here = clusters.len();
+        clusters.push(Some(single(graph, &order, id)?));
+        home.insert(id, here);
+        // Latest producer first: an epilogue belongs to the heart that ran last.
+        let mut producers: Vec<Vec<NodeId>> = graph.operands(id).iter().filter_map(|v| through_views(graph, *v)).collect();
+        producers.sort_by_key(|path| std::cmp::Reverse(order.of(path[path.len() - 1])));
+        for path in producers {
+            let Some(&there) = home.get(&path[path.len() - 1]) else { continue };
+            if there == here || !worthwhile(graph, &clusters, there, here, &path) || reaches_around(graph, &home, there, here) {
+                continue;
+            }
+            let (Some(a), Some(b)) = (&clusters[there], &clusters[here]) else { continue };
+            let core: BTreeSet<NodeId> = a.members.iter().chain(&b.members).chain(&path).copied().collect();
+            let mut core: Vec<NodeId> = core.into_iter().collect();
+            core.sort_by_key(|n| order.of(*n));
+            let outputs = escaping(graph, &core);
+            let Ok((members, formed)) = assemble(graph, &order, &core, &outputs) else { continue };
+            for m in &members {
+                if graph.op(*m).is_some_and(|op| !is_free(op)) {
+                    home.insert(*m, there);
+                }
+            }
+            clusters[there] = Some(Cluster { members, formed, rules: vec!["greedy".into()] });
+            clusters[here] = None;
+            here = there;
+        }
+    }
+    Ok(clusters.into_iter().flatten().collect())
+}
+
+/// Position of each node in the schedule.
+pub(crate) struct Order(BTreeMap<NodeId, usize>);
+
+impl Order {
+    pub(crate) fn new(graph: &Graph) -> Self {
+        Self(graph.schedule().into_iter().enumerate().map(|(i, id)| (id, i)).collect())
+    }
+    pub(crate) fn of(&self, id: NodeId) -> usize {
+        self.0.get(&id).copied().unwrap_or(usize::MAX)
+    }
+}
+
+/// The views from `v` down to the op that computes what they show; the op comes last.
+fn through_views(graph: &Graph, v: Value) -> Option<Vec<NodeId>> {
+    let mut path = vec![v.node];
+    while let Some(op) = graph.op(path[path.len() - 1]) {
+        if !form::is_view(op) {
+            return Some(path);
+        }
+        path.push(graph.operands(path[path.len() - 1])[0].node);
+    }
+    None
+}
+
+/// Values of `members` that others, or the outputs, need.
+pub(crate) fn escaping(graph: &Graph, members: &[NodeId]) -> Vec<Value> {
+    let inside: BTreeSet<NodeId> = members.iter().copied().collect();
+    let mut found = vec![];
+    for &id in members {
+        for result in 0..graph[id].types.len() as u32 {
+            let v = Value { node: id, result };
+            let used = graph.users(v).iter().any(|(user, _)| !inside.contains(user)) || graph.outputs.iter().any(|o| o.value == v);
+            if used {
+                found.push(v);
+            }
+        }
+    }
+    found
+}
+
+/// Whether joining cluster `from` with its user `to` would leave a path from one to the other through a third.
+fn reaches_around(graph: &Graph, home: &BTreeMap<NodeId, usize>, from: usize, to: usize) -> bool {
+    let inside = |n: &NodeId| home.get(n).is_some_and(|h| *h == from || *h == to);
+    let mut stack: Vec<NodeId> = home.iter().filter(|(_, h)| **h == from).map(|(n, _)| *n).collect();
+    let mut seen: BTreeSet<NodeId> = BTreeSet::new();
+    // Only paths that leave both clusters count; direct views between them are fine.
+    let mut outside: BTreeSet<NodeId> = BTreeSet::new();
+    while let Some(n) = stack.pop() {
+        for result in 0..graph[n].types.len() as u32 {
+            for (user, _) in graph.users(Value { node: n, result }) {
+                let leaves = graph.op(user).is_some_and(|op| !form::is_view(op)) && !inside(&user);
+                let via = leaves || outside.contains(&n);
+                if inside(&user) {
+                    if outside.contains(&n) && home.get(&user).is_some_and(|h| *h == to) {
+                        return true;
+                    }
+                    continue;
+                }
+                // Follow users through their whole cluster: it runs as one.
+                let mates: Vec<NodeId> = match home.get(&user) {
+                    Some(h) => home.iter().filter(|(_, x)| *x == h).map(|(n, _)| *n).collect(),
+                    None => vec![user],
+                };
+                for mate in mates {
+                    if seen.insert(mate) || (via && !outside.contains(&mate)) {
+                        if via {
+                            outside.insert(mate);
+                        }
+                        stack.push(mate);
+                    }
+                }
+            }
+        }
+    }
+    false
+}
+
+/// Whether joining along `path` (views, then the producer) saves more than it recomputes.
+fn worthwhile(graph: &Graph, clusters: &[Option<Cluster>], from: usize, to: usize, path: &[NodeId]) -> bool {
+    let (Some(a), Some(b)) = (&clusters[from], &clusters[to]) else { return false };
+    let (producer, consumer) = (&a.formed.region, &b.formed.region);
+    if matches!(producer.heart, Heart::Op(_)) {
+        return false;
+    }
+    // Operands of contractions and windows are read many times, and by tiles: they are computed once, before.
+    if !matches!(consumer.heart, Heart::Map | Heart::Reduce { .. }) {
+        return false;
+    }
+    if matches!(producer.heart, Heart::Map) {
+        let grows = path.iter().any(|n| matches!(graph.op(*n), Some(Op::Broadcast { .. })));
+        let gathers = b.members.iter().any(|n| matches!(graph.op(*n), Some(Op::Gather { .. } | Op::GatherNd { .. } | Op::GatherElements { .. })));
+        if (grows || gathers) && producer.exprs.iter().any(|(e, _)| matches!(e, Expr::Call(f, _) if is_dear(*f))) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Functions that cost more than a memory access.
+fn is_dear(f: ScalarFn) -> bool {
+    use ScalarFn::*;
+    !matches!(f, Add | Sub | Mul | Max | Min | Neg | Abs | Select | And | Or | Xor | Not | Eq | Ne | Lt | Le | Gt | Ge | Fma)
+}
+
+/// Form `core` with as many of the views before it as its heart can read through.
+pub(crate) fn assemble(graph: &Graph, order: &Order, core: &[NodeId], outputs: &[Value]) -> Result<(Vec<NodeId>, Formed), Illegal> {
+    let mut last = Illegal::Shapes;
+    for absorb in [Absorb::All, Absorb::NoReshape, Absorb::Nothing] {
+        let members = close(graph, order, core, absorb);
+        match form(graph, &members, outputs) {
+            Ok(formed) if plain(&formed.region) => return Ok((members, formed)),
+            Ok(_) => last = Illegal::OffSpine("view"),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absorb {
+    All,
+    NoReshape,
+    Nothing,
+}
+
+/// `core` and the free ops it reads through. Windows read whole tensors; `absorb` says what a contraction reads through.
+fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<NodeId> {
+    let mut members: BTreeSet<NodeId> = core.iter().copied().collect();
+    let mut stack: Vec<(NodeId, Absorb)> = core.iter().map(|id| (*id, Absorb::All)).collect();
+    while let Some((id, level)) = stack.pop() {
+        let level = match graph.op(id) {
+            Some(Op::Conv { .. } | Op::Pool { .. }) => continue,
+            Some(op) if form::is_opaque(op) => continue,
+            Some(Op::MatMul { .. }) => absorb,
+            _ => level,
+        };
+        for v in graph.operands(id) {
+            let Some(op) = graph.op(v.node) else { continue };
+            let take = match level {
+                Absorb::Nothing => false,
+                Absorb::NoReshape => is_free(op) && !matches!(op, Op::Reshape { .. } | Op::BindSize { .. }),
+                Absorb::All => is_free(op) && !matches!(op, Op::BindSize { .. }),
+            };
+            if take && members.insert(v.node) {
+                stack.push((v.node, level));
+            }
+        }
+    }
+    let mut members: Vec<NodeId> = members.into_iter().collect();
+    members.sort_by_key(|n| order.of(*n));
+    members
+}
+
+/// Whether the heart's operands are loads that a tiled kernel can make: strided for a contraction, whole for windows.
+fn plain(region: &Region) -> bool {
+    let load = |id: ExprId| match region.expr(id) {
+        Expr::Load { arg, index, guard: None } => Some((*arg, index.clone())),
+        _ => None,
+    };
+    let identity = |id: ExprId| load(id).is_some_and(|(_, index)| index.iter().enumerate().all(|(i, d)| *d == Dim::axis(i)));
+    match &region.heart {
+        Heart::Contract { lhs, rhs, .. } => [*lhs, *rhs]
+            .into_iter()
+            .all(|id| load(id).is_some_and(|(_, index)| (0..=region.space.len()).all(|k| index.iter().all(|d| d.affine_in(k).is_some())))),
+        Heart::Conv { x, w, .. } => identity(*x) && identity(*w),
+        Heart::Pool { x, .. } => identity(*x),
+        Heart::Map | Heart::Reduce { .. } | Heart::Attention { .. } | Heart::Op(_) => true,
+    }
+}
