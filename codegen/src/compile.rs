@@ -36,6 +36,22 @@ pub enum CompileError {
     /// The target is not of the kind this function serves.
     #[error("{0} is not a CPU target")]
     NotCpu(String),
+    /// The target is not of the kind this function serves.
+    #[error("{0} is not a GPU target")]
+    NotGpu(String),
+}
+
+/// One PTX module with the entry of every kernel.
+pub fn ptx(kernels: &[Kernel], target: &Target) -> Result<String, CompileError> {
+    let Target::Gpu(gpu) = target else {
+        return Err(CompileError::NotGpu(target.name().to_owned()));
+    };
+    for kernel in kernels {
+        check::check(kernel, &target.limits())?;
+    }
+    let text = lower::nvvm::module(kernels, gpu)?;
+    let bytes = emit(&text, target, MiddleEnd::None, Emit::Assembly)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Lines of MLIR that one module holds at most, unless one kernel alone has more: modules are compiled in parallel, and

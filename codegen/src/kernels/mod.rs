@@ -7,6 +7,8 @@ pub mod cost;
 pub mod elementwise;
 pub mod expr;
 pub mod fold;
+pub mod hopper_gemm;
+pub(crate) mod hopper_words;
 pub mod nest;
 pub mod reduce;
 pub mod space;

@@ -3,6 +3,7 @@ pub mod convert;
 pub mod cpu;
 pub mod float;
 pub mod math;
+pub mod nvvm;
 
 use crate::tile::Ty;
 use pavage_ir::{DType, Scalar};

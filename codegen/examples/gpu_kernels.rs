@@ -1,0 +1,88 @@
+//! Write the Hopper kernels as PTX, with a description that `scripts/gpu/check_hopper.py` runs them by.
+//!
+//! usage: gpu_kernels FOLDER
+use pavage_codegen::compile;
+use pavage_codegen::kernels::hopper_gemm::{self, Rhs, Tiles};
+use pavage_codegen::targets::Target;
+use pavage_codegen::tile::Kernel;
+use pavage_ir::DType;
+use std::fmt::Write as _;
+
+struct Case {
+    kernel: Kernel,
+    /// Fields of the description beyond those that follow from the kernel, as JSON.
+    fields: String,
+}
+
+fn gemm(name: &str, dtype: DType, out: DType, rhs: Rhs, tiles: Tiles, batched: bool) -> Case {
+    let check = if batched {
+        "[[128,256,64,3],[300,264,136,5]]"
+    } else {
+        "[[128,256,64,1],[256,256,512,1],[1000,776,200,1],[2048,2048,2048,1],[130,1032,4096,1],[8,512,1024,1]]"
+    };
+    let time = if batched {
+        "[[512,512,64,192],[1024,1024,1024,16]]"
+    } else {
+        "[[1024,1024,1024,1],[2048,2048,2048,1],[4096,4096,4096,1],[8192,8192,8192,1],[4096,3072,768,1]]"
+    };
+    let rhs_name = if rhs == Rhs::Kn { "kn" } else { "nk" };
+    let fields = format!(
+        "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{out}\", \"rhs\": \"{rhs_name}\", \"cluster\": {}, \"batched\": {batched}, \"epilogue\": \"none\", \"check\": {check}, \"time\": {time}",
+        tiles.cluster
+    );
+    Case { kernel: hopper_gemm::plain(name, dtype, out, rhs, tiles, batched), fields }
+}
+
+fn cases() -> Vec<Case> {
+    let big = Tiles { bn: 256, stages: 3, cluster: 2, group: 8 };
+    let single = Tiles { cluster: 1, ..big };
+    let narrow = Tiles { bn: 128, stages: 5, cluster: 2, group: 8 };
+    vec![
+        gemm("gemm_bf16_nk", DType::BF16, DType::BF16, Rhs::Nk, big, false),
+        gemm("gemm_bf16_kn", DType::BF16, DType::BF16, Rhs::Kn, big, false),
+        gemm("gemm_f16_kn", DType::F16, DType::F16, Rhs::Kn, big, false),
+        gemm("gemm_bf16_kn_single", DType::BF16, DType::BF16, Rhs::Kn, single, false),
+        gemm("gemm_bf16_kn_narrow", DType::BF16, DType::BF16, Rhs::Kn, narrow, false),
+        gemm("gemm_bf16_kn_f32", DType::BF16, DType::F32, Rhs::Kn, big, false),
+        gemm("gemm_f16_kn_batched", DType::F16, DType::F16, Rhs::Kn, narrow, true),
+    ]
+}
+
+fn describe(case: &Case) -> String {
+    let k = &case.kernel;
+    let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+    let maps = k
+        .maps
+        .iter()
+        .map(|m| {
+            let arg = k.args().position(|a| a == m.arg).unwrap_or(0);
+            let text = |d: &[pavage_ir::Dim]| list(d.iter().map(|d| format!("\"{d}\"")).collect());
+            format!("{{\"arg\": {arg}, \"dims\": {}, \"strides\": {}, \"box\": {:?}, \"swizzle\": {}}}", text(&m.dims), text(&m.strides), m.boxes, m.swizzle)
+        })
+        .collect();
+    format!(
+        "{{\"name\": \"{}\", \"ptx\": \"{}.ptx\", \"threads\": {}, \"smem\": {}, \"maps\": {}, {}}}",
+        k.name,
+        k.name,
+        k.launch.threads,
+        k.shared_bytes(),
+        list(maps),
+        case.fields
+    )
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::env::args().nth(1).ok_or("usage: gpu_kernels FOLDER")?;
+    std::fs::create_dir_all(&folder)?;
+    let target = Target::parse("sm_90a")?;
+    let mut text = String::from("[\n");
+    let cases = cases();
+    for (i, case) in cases.iter().enumerate() {
+        let ptx = compile::ptx(std::slice::from_ref(&case.kernel), &target)?;
+        std::fs::write(format!("{folder}/{}.ptx", case.kernel.name), ptx)?;
+        writeln!(text, "  {}{}", describe(case), if i + 1 < cases.len() { "," } else { "" })?;
+    }
+    text.push_str("]\n");
+    std::fs::write(format!("{folder}/kernels.json"), text)?;
+    Ok(())
+}
