@@ -9,6 +9,7 @@ pub mod graph;
 pub mod op;
 pub mod ops;
 pub mod program;
+pub mod program_eval;
 pub mod region;
 pub mod region_eval;
 pub mod scalar;

@@ -261,7 +261,8 @@ impl<'a> Parser<'a> {
 
     /// A value, after its `%`.
     fn value(&mut self, graph: &Graph, values: &BTreeMap<String, Value>) -> Result<Value, String> {
-        let name = if self.rest().starts_with('"') { self.quoted()? } else { self.take(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.').to_string() };
+        let name =
+            if self.rest().starts_with('"') { input_key(&self.quoted()?) } else { key(self.take(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')) };
         let value = *values.get(&name).ok_or_else(|| format!("%{name} is not defined before its use"))?;
         if !self.rest().starts_with('#') {
             return Ok(value);
@@ -274,9 +275,9 @@ impl<'a> Parser<'a> {
 
     fn node(&mut self, graph: &mut Graph, values: &mut BTreeMap<String, Value>, depth: usize) -> Result<(), String> {
         self.expect("%")?;
-        let number = self.take(|c| c.is_ascii_digit()).to_string();
-        if number.is_empty() || values.contains_key(&number) {
-            return Err(format!("expected a new number after `%`, got `{number}`"));
+        let number = key(self.take(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.'));
+        if number == input_key("") || values.contains_key(&number) {
+            return Err(format!("expected a new number or name after `%`, got `{number}`"));
         }
         let results = if self.eat(":") { self.integer()? } else { 1 };
         self.expect("=")?;
@@ -375,6 +376,11 @@ impl<'a> Parser<'a> {
         }
         Ok(tensor)
     }
+}
+
+/// What a value is called in the table: numbers are nodes, words are inputs or, in text written by hand, nodes.
+fn key(name: &str) -> String {
+    if !name.is_empty() && name.chars().all(|c| c.is_ascii_digit()) { name.to_string() } else { input_key(name) }
 }
 
 /// Inputs and numbered nodes share one table.

@@ -1,0 +1,160 @@
+//! Programs mean what their graphs mean: regions are formed right, fused or not.
+use pavage_ir::{Graph, Scalar, Tensor, eval, program_eval::eval_program, text};
+use pavage_passes::{self as passes, Ctx, build, fuse};
+
+fn random(graph: &Graph, seed: u64, sizes: &dyn Fn(&str) -> i64) -> Vec<Tensor> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let env = |a: &pavage_ir::dim::Atom| match a {
+        pavage_ir::dim::Atom::Sym(s) => Some(sizes(&s.name)),
+        _ => None,
+    };
+    graph
+        .inputs()
+        .iter()
+        .map(|id| {
+            let ty = graph.ty((*id).into());
+            let shape: Vec<usize> = ty.shape.iter().map(|d| d.eval(&env).unwrap() as usize).collect();
+            let n = shape.iter().product();
+            let value = |x: f64| if ty.dtype.is_float() { Scalar::F(x * 4.0 - 2.0) } else { Scalar::I((x * 4.0) as i128) };
+            Tensor::from_scalars(ty.dtype, shape, (0..n).map(|_| value(next())))
+        })
+        .collect()
+}
+
+fn close(a: &Tensor, b: &Tensor) -> bool {
+    a.shape() == b.shape()
+        && a.dtype() == b.dtype()
+        && a.to_f64().iter().zip(b.to_f64()).all(|(x, y)| (x - y).abs() <= 1e-4 + 1e-4 * y.abs() || (x.is_nan() && y.is_nan()))
+}
+
+/// Kernels of the fused and unfused program, after checking both against the evaluator.
+fn check(source: &str) -> (Vec<String>, Vec<String>) {
+    let mut graph = text::parse(source, &|_| None).unwrap();
+    let inputs = random(&graph, 7, &|_| 3);
+    let want = eval::eval(&graph, &inputs).unwrap();
+    let ctx = Ctx::default();
+    passes::run(&mut graph, &ctx, passes::PIPELINE).unwrap();
+    let names = |p: &pavage_ir::program::Program| p.body.regions().iter().map(|(r, _)| r.name.clone()).collect::<Vec<_>>();
+    let mut kernels = vec![];
+    for (name, clusterer) in [("unfused", &fuse::unfused as build::Clusterer), ("fused", &fuse::greedy)] {
+        let program = build::program(name, &graph, clusterer, &ctx).unwrap();
+        let got = eval_program(&program, &graph, &inputs).unwrap_or_else(|e| panic!("{e}\n{program}"));
+        for (g, w) in got.iter().zip(&want) {
+            assert!(close(g, w), "{name}: got {g:?}\nwant {w:?}\n{program}");
+        }
+        kernels.push(names(&program));
+    }
+    let fused = kernels.pop().unwrap();
+    (fused, kernels.pop().unwrap())
+}
+
+#[test]
+fn convolutions_take_their_epilogue() {
+    let (fused, unfused) = check(
+        "graph @net(%x: f32[n,3,6,5], %w: f32[4,3,3,3], %b: f32[1,4,1,1], %r: f32[n,4,6,5]) where n in 1.. {
+  %0 = conv[strides=[1,1],dilations=[1,1],lo=[1,1],hi=[1,1],groups=1,layout=nchw] %x, %w : f32[n,4,6,5]
+  %1 = broadcast[shape=[n,4,6,5]] %b : f32[n,4,6,5]
+  %2 = add %0, %1 : f32[n,4,6,5]
+  %3 = add %2, %r : f32[n,4,6,5]
+  %4 = sigmoid %3 : f32[n,4,6,5]
+  return %4 as \"y\"
+}",
+    );
+    assert!(fused.len() < unfused.len(), "{fused:?} {unfused:?}");
+    assert!(fused.iter().any(|k| k == "conv_add_add_sigmoid"), "{fused:?}");
+}
+
+#[test]
+fn softmax_is_one_kernel() {
+    let (fused, unfused) = check(
+        "graph @softmax(%x: f32[n,7]) where n in 1.. {
+  %0 = reduce[f=max,axes=[1]] %x : f32[n,1]
+  %1 = broadcast[shape=[n,7]] %0 : f32[n,7]
+  %2 = sub %x, %1 : f32[n,7]
+  %3 = exp %2 : f32[n,7]
+  %4 = reduce[f=sum,axes=[1]] %3 : f32[n,1]
+  %5 = broadcast[shape=[n,7]] %4 : f32[n,7]
+  %6 = div %3, %5 : f32[n,7]
+  return %6 as \"y\"
+}",
+    );
+    assert_eq!((fused.len(), unfused.len()), (1, 5));
+}
+
+#[test]
+fn layer_norm_of_a_sum_is_one_kernel() {
+    let (fused, _) = check(
+        "graph @norm(%a: f32[2,n,8], %b: f32[2,n,8], %g: f32[1,1,8]) where n in 1.. {
+  %0 = add %a, %b : f32[2,n,8]
+  %c = const f32[1,1,1] {0.125}
+  %s = reduce[f=sum,axes=[2]] %0 : f32[2,n,1]
+  %cb = broadcast[shape=[2,n,1]] %c : f32[2,n,1]
+  %m = mul %s, %cb : f32[2,n,1]
+  %mb = broadcast[shape=[2,n,8]] %m : f32[2,n,8]
+  %d = sub %0, %mb : f32[2,n,8]
+  %q = mul %d, %d : f32[2,n,8]
+  %v = reduce[f=sum,axes=[2]] %q : f32[2,n,1]
+  %r = rsqrt %v : f32[2,n,1]
+  %rb = broadcast[shape=[2,n,8]] %r : f32[2,n,8]
+  %y = mul %d, %rb : f32[2,n,8]
+  %gb = broadcast[shape=[2,n,8]] %g : f32[2,n,8]
+  %z = mul %y, %gb : f32[2,n,8]
+  return %z as \"z\", %0 as \"sum\"
+}",
+    );
+    assert_eq!(fused.len(), 1, "{fused:?}");
+}
+
+#[test]
+fn heads_are_split_by_index_maps() {
+    let (fused, _) = check(
+        "graph @heads(%x: f32[n,4,6], %w: f32[6,6], %k: f32[n,2,3,4]) where n in 1.. {
+  %f = reshape[shape=[4*n,6]] %x : f32[4*n,6]
+  %0 = matmul[out=f32] %f, %w : f32[4*n,6]
+  %1 = reshape[shape=[n,4,2,3]] %0 : f32[n,4,2,3]
+  %2 = transpose[perm=[0,2,1,3]] %1 : f32[n,2,4,3]
+  %3 = matmul[out=f32] %2, %k : f32[n,2,4,4]
+  %4 = exp %3 : f32[n,2,4,4]
+  return %4 as \"y\"
+}",
+    );
+    assert!(fused.len() <= 3, "{fused:?}");
+}
+
+#[test]
+fn views_and_lookups_are_read_through() {
+    check(
+        "graph @views(%x: f32[5,4], %i: i64[n,2], %v: f32[]) where n in 1.. {
+  %0 = gather[axis=0] %x, %i : f32[n,2,4]
+  %1 = transpose[perm=[2,0,1]] %0 : f32[4,n,2]
+  %2 = pad[lo=[0,1,0],hi=[1,0,2],mode=constant] %1, %v : f32[5,n+1,4]
+  %3 = slice[starts=[4,0,1],sizes=[3,n+1,2],steps=[-2,1,1]] %2 : f32[3,n+1,2]
+  %4 = exp %3 : f32[3,n+1,2]
+  %5 = concat[axis=1] %3, %4 : f32[3,2*n+2,2]
+  %6 = reshape[shape=[6,2*n+2]] %5 : f32[6,2*n+2]
+  %7 = pad[lo=[2,0],hi=[1,0],mode=reflect] %6, %v : f32[9,2*n+2]
+  return %7 as \"y\"
+}",
+    );
+}
+
+#[test]
+fn squeeze_excite_keeps_its_scale_apart() {
+    check(
+        "graph @se(%x: f32[1,3,4,4], %w: f32[6,3,1,1], %s: f32[6,6,1,1]) {
+  %0 = conv[strides=[1,1],dilations=[1,1],lo=[0,0],hi=[0,0],groups=1,layout=nchw] %x, %w : f32[1,6,4,4]
+  %1 = reduce[f=sum,axes=[2,3]] %0 : f32[1,6,1,1]
+  %2 = conv[strides=[1,1],dilations=[1,1],lo=[0,0],hi=[0,0],groups=1,layout=nchw] %1, %s : f32[1,6,1,1]
+  %3 = sigmoid %2 : f32[1,6,1,1]
+  %4 = broadcast[shape=[1,6,4,4]] %3 : f32[1,6,4,4]
+  %5 = mul %0, %4 : f32[1,6,4,4]
+  return %5 as \"y\"
+}",
+    );
+}
