@@ -6,8 +6,8 @@ use common::{
 };
 use pavage_ir::{
     Binding, DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, Tensor,
-    attr::ReduceFn,
-    region::{Stage, StageFn},
+    attr::{Layout, PoolFn, ReduceFn},
+    region::{Stage, StageFn, Window},
 };
 
 /// A load of a new argument through a random view: some axes broadcast, the order perhaps permuted.
@@ -251,6 +251,124 @@ fn extremes_meet_nan() {
             case.args = vec![Tensor::from_f32(case.args[0].shape(), &values)];
             cases.push(case);
         }
+    }
+    check_cpu(&cases);
+}
+
+fn window(noise: &mut Noise, spatial: usize, layout: Layout) -> (Window, Vec<usize>) {
+    let kernel: Vec<usize> = (0..spatial).map(|_| pick(noise, &[1, 2, 3])).collect();
+    let pads = |noise: &mut Noise| (0..spatial).map(|_| pick(noise, &[0i64, 0, 1, 2])).collect();
+    let window = Window {
+        strides: (0..spatial).map(|_| pick(noise, &[1, 1, 2])).collect(),
+        dilations: (0..spatial).map(|_| pick(noise, &[1, 1, 2])).collect(),
+        lo: pads(noise),
+        hi: pads(noise),
+        layout,
+    };
+    (window, kernel)
+}
+
+/// `[n, c, spatial...]` in the layout's order.
+fn arranged(n: Dim, c: Dim, spatial: Vec<Dim>, layout: Layout) -> Vec<Dim> {
+    match layout {
+        Layout::ChannelsFirst => [n, c].into_iter().chain(spatial).collect(),
+        Layout::ChannelsLast => [n].into_iter().chain(spatial).chain([c]).collect(),
+    }
+}
+
+fn outputs_of(input: &[i64], kernel: &[usize], w: &Window) -> Vec<i64> {
+    (0..input.len()).map(|i| (input[i] + w.lo[i] + w.hi[i] - (w.dilations[i] * (kernel[i] - 1)) as i64 - 1) / w.strides[i] as i64 + 1).collect()
+}
+
+fn own_load(r: &mut Region, dtype: DType, shape: &[Dim]) -> ExprId {
+    r.args.push(ty(dtype, shape));
+    load_at(r, r.args.len() - 1, (0..shape.len()).map(Dim::axis).collect(), None)
+}
+
+fn relu_of_acc(r: &mut Region, dtype: DType) {
+    let acc = r.push(Expr::Acc(0), dtype);
+    let zero = r.constant(Scalar::I(0), dtype);
+    let y = call(r, ScalarFn::Max, &[acc, zero]);
+    output(r, y);
+}
+
+#[test]
+fn windows() {
+    let mut noise = Noise(12);
+    let mut cases = vec![];
+    for i in 0..48 {
+        let layout = pick(&mut noise, Layout::ALL);
+        let spatial = 1 + (noise.bits() % 2) as usize;
+        let (w, kernel) = window(&mut noise, spatial, layout);
+        let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16, DType::BF16]);
+        let mut binding = Binding::default();
+        let extents: Vec<i64> = (0..spatial).map(|_| pick(&mut noise, &[5, 7, 9, 12, 21])).collect();
+        let dims = |v: &[i64]| v.iter().map(|n| Dim::from(*n)).collect::<Vec<_>>();
+        let batch = size(2, &mut noise, &mut binding);
+        let out = dims(&outputs_of(&extents, &kernel, &w));
+        let case = if i % 2 == 0 {
+            let c = Dim::from(pick(&mut noise, &[1i64, 3, 8, 17]));
+            let input = arranged(batch.clone(), c.clone(), dims(&extents), layout);
+            let mut r = Region::new("pool", arranged(batch, c, out, layout));
+            let x = own_load(&mut r, dtype, &input);
+            let x = call(&mut r, ScalarFn::Neg, &[x]);
+            let f = pick(&mut noise, PoolFn::ALL);
+            r.heart = Heart::Pool { f, kernel, window: w, x, input };
+            relu_of_acc(&mut r, dtype);
+            Case::new(r, binding, &mut noise)
+        } else {
+            let groups = pick(&mut noise, &[1usize, 1, 2, 3]);
+            let (o, c) = (groups * pick(&mut noise, &[1usize, 4, 6]), pick(&mut noise, &[1usize, 3]));
+            let input = arranged(batch.clone(), Dim::from(c * groups), dims(&extents), layout);
+            let weights: Vec<Dim> = [o, c].into_iter().chain(kernel).map(Dim::from).collect();
+            let mut r = Region::new("conv", arranged(batch, Dim::from(o), out, layout));
+            let x = own_load(&mut r, dtype, &input);
+            let wt = own_load(&mut r, dtype, &weights);
+            r.heart = Heart::Conv { window: w, groups, x, input, w: wt, weights, acc: DType::F32 };
+            relu_of_acc(&mut r, DType::F32);
+            Case::new(r, binding, &mut noise)
+        };
+        // A pooled window that lies in the padding alone is a mean of nothing.
+        cases.push(Case { tolerance: 3e-5, ..case });
+    }
+    check_cpu(&cases);
+}
+
+#[test]
+fn contractions() {
+    let mut noise = Noise(13);
+    let mut cases = vec![];
+    for i in 0..24 {
+        let mut binding = Binding::default();
+        let space = random_sizes(&mut noise, &mut binding, 2 + i % 3, &[1, 3, 8, 17, 20]);
+        let k = random_sizes(&mut noise, &mut binding, 1, &[1, 5, 16, 40]).remove(0);
+        let (p, transposed) = (space.len(), i % 2 == 0);
+        let mut r = Region::new("contract", space.clone());
+        let dtype = pick(&mut noise, &[DType::F32, DType::F16, DType::I8, DType::F64]);
+        let acc = match dtype {
+            DType::I8 => DType::I32,
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let batch = |r: &Region| (r.space[..p - 2].to_vec(), (0..p - 2).map(Dim::axis).collect::<Vec<_>>());
+        let (mut shape, mut index) = batch(&r);
+        shape.extend([space[p - 2].clone(), k.clone()]);
+        index.extend([Dim::axis(p - 2), Dim::axis(p)]);
+        r.args.push(ty(dtype, &shape));
+        let lhs = load_at(&mut r, 0, index, None);
+        let (mut shape, mut index) = batch(&r);
+        let (mut last, mut at) = ([k.clone(), space[p - 1].clone()], [Dim::axis(p), Dim::axis(p - 1)]);
+        if transposed {
+            last.reverse();
+            at.reverse();
+        }
+        shape.extend(last);
+        index.extend(at);
+        r.args.push(ty(dtype, &shape));
+        let rhs = load_at(&mut r, 1, index, None);
+        r.heart = Heart::Contract { k, lhs, rhs, acc };
+        relu_of_acc(&mut r, acc);
+        cases.push(Case { tolerance: 3e-5, ..Case::new(r, binding, &mut noise) });
     }
     check_cpu(&cases);
 }

@@ -9,8 +9,10 @@ pub mod expr;
 pub mod fold;
 pub mod hopper_gemm;
 pub(crate) mod hopper_words;
+pub mod naive;
 pub mod nest;
 pub mod reduce;
+pub mod rewrite;
 pub mod space;
 
 use crate::{targets::Target, tile};
@@ -165,7 +167,7 @@ pub struct Family {
 }
 
 /// Every family, in order of preference.
-pub const FAMILIES: &[Family] = &[elementwise::FAMILY, reduce::FAMILY];
+pub const FAMILIES: &[Family] = &[elementwise::FAMILY, reduce::FAMILY, naive::POOL, naive::FAMILY];
 
 /// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
 /// of the first family that applies.

@@ -1,0 +1,222 @@
+//! Contractions, convolutions and pools written as row programs: what runs them when no tuned family does.
+use pavage_ir::{
+    DType, Dim, Expr, ExprId, Heart, Real, Region, Scalar, ScalarFn,
+    attr::{Layout, PoolFn, ReduceFn},
+    dim::Atom,
+    region::{Stage, StageFn, Window},
+    region_eval::neutral,
+};
+use std::collections::HashMap;
+
+/// The same region with a heart of kind reduce, or `None` for hearts that are none of the three.
+pub fn as_reduce(region: &Region) -> Option<Region> {
+    match &region.heart {
+        Heart::Contract { k, lhs, rhs, acc } => {
+            let mut out = shell(region, vec![k.clone()]);
+            let axes: Vec<Dim> = (0..=region.space.len()).map(Dim::axis).collect();
+            let x = copy(region, &mut out, *lhs, &axes, None);
+            let y = copy(region, &mut out, *rhs, &axes, None);
+            let product = product(&mut out, x, y, *acc);
+            Some(finish(region, out, vec![Stage { f: StageFn::Fold(ReduceFn::Sum), expr: product }], &|out| {
+                let wide = out.push(Expr::Acc(0), wide(*acc));
+                out.push(Expr::Cast(wide), *acc)
+            }))
+        }
+        Heart::Conv { window, groups, x, input, w, weights, acc } => {
+            let taps = weights[2..].iter().cloned().chain([weights[1].clone()]).collect();
+            let mut out = shell(region, taps);
+            let all = out.axes();
+            let rank = input.len();
+            let channel = if window.layout == Layout::ChannelsFirst { 1 } else { rank - 1 };
+            let (mut at, inside) = window_at(&mut out, window, rank, input);
+            let c = Dim::axis(region.space.len() + rank - 2);
+            let group = if *groups == 1 { Dim::ZERO } else { Dim::axis(channel).div_in(&weights[0].div(&Dim::from(*groups)), &all) };
+            at[channel] = group * weights[1].clone() + c.clone();
+            let tap: Vec<Dim> = [Dim::axis(channel), c].into_iter().chain((0..rank - 2).map(|i| Dim::axis(region.space.len() + i))).collect();
+            let x = copy(region, &mut out, *x, &at, inside);
+            let w = copy(region, &mut out, *w, &tap, None);
+            let product = product(&mut out, x, w, *acc);
+            let product = only_inside(&mut out, inside, product, Scalar::I(0));
+            Some(finish(region, out, vec![Stage { f: StageFn::Fold(ReduceFn::Sum), expr: product }], &|out| {
+                let wide = out.push(Expr::Acc(0), wide(*acc));
+                out.push(Expr::Cast(wide), *acc)
+            }))
+        }
+        Heart::Pool { f, kernel, window, x, input } => {
+            let mut out = shell(region, kernel.iter().map(|k| Dim::from(*k)).collect());
+            let (at, inside) = window_at(&mut out, window, input.len(), input);
+            let dtype = region.dtype(*x);
+            let v = copy(region, &mut out, *x, &at, inside);
+            if *f == PoolFn::Max {
+                let v = only_inside(&mut out, inside, v, neutral(ReduceFn::Max, dtype));
+                return Some(finish(region, out, vec![Stage { f: StageFn::Fold(ReduceFn::Max), expr: v }], &|out| out.push(Expr::Acc(0), dtype)));
+            }
+            let acc = wide(dtype);
+            let v = out.push(Expr::Cast(v), acc);
+            let v = only_inside(&mut out, inside, v, Scalar::I(0));
+            let mut stages = vec![Stage { f: StageFn::Fold(ReduceFn::Sum), expr: v }];
+            let count = match inside.filter(|_| *f == PoolFn::Mean) {
+                Some(_) => {
+                    let one = out.constant(Scalar::F(1.0), acc);
+                    let one = only_inside(&mut out, inside, one, Scalar::I(0));
+                    stages.push(Stage { f: StageFn::Fold(ReduceFn::Sum), expr: one });
+                    None
+                }
+                None => Some(kernel.iter().product::<usize>() as f64),
+            };
+            Some(finish(region, out, stages, &|out| {
+                let sum = out.push(Expr::Acc(0), acc);
+                let n = match count {
+                    Some(n) => out.push(Expr::Float(Real::new(n)), acc),
+                    None => out.push(Expr::Acc(1), acc),
+                };
+                let mean = out.push(Expr::Call(ScalarFn::Div, vec![sum, n]), acc);
+                out.push(Expr::Cast(mean), dtype)
+            }))
+        }
+        _ => None,
+    }
+}
+
+/// The dtype sums run in.
+fn wide(acc: DType) -> DType {
+    super::expr::reg(acc)
+}
+
+/// The region without expressions and outputs, with these reduced axes.
+fn shell(region: &Region, axes: Vec<Dim>) -> Region {
+    let mut out = Region::new(region.name.clone(), region.space.clone());
+    out.args = region.args.clone();
+    out.heart = Heart::Reduce { axes, stages: vec![] };
+    out
+}
+
+/// Copy the outputs, `acc0` being what `acc` makes, and set the stages.
+fn finish(region: &Region, mut out: Region, stages: Vec<Stage>, acc: &dyn Fn(&mut Region) -> ExprId) -> Region {
+    if let Heart::Reduce { stages: s, .. } = &mut out.heart {
+        *s = stages;
+    }
+    let acc = acc(&mut out);
+    let axes: Vec<Dim> = (0..region.space.len()).map(Dim::axis).collect();
+    let mut copier = Copier { from: region, axes: &axes, guard: None, acc: Some(acc), done: HashMap::new() };
+    for o in &region.outputs {
+        let mut o = o.clone();
+        o.expr = copier.copy(&mut out, o.expr);
+        out.outputs.push(o);
+    }
+    out
+}
+
+fn product(out: &mut Region, x: ExprId, y: ExprId, acc: DType) -> ExprId {
+    let acc = wide(acc);
+    let (x, y) = (cast(out, x, acc), cast(out, y, acc));
+    out.push(Expr::Call(ScalarFn::Mul, vec![x, y]), acc)
+}
+
+fn cast(out: &mut Region, x: ExprId, dtype: DType) -> ExprId {
+    if out.dtype(x) == dtype { x } else { out.push(Expr::Cast(x), dtype) }
+}
+
+fn only_inside(out: &mut Region, inside: Option<ExprId>, v: ExprId, otherwise: Scalar) -> ExprId {
+    let Some(inside) = inside else { return v };
+    let dtype = out.dtype(v);
+    let other = out.constant(otherwise, dtype);
+    out.push(Expr::Call(ScalarFn::Select, vec![inside, v, other]), dtype)
+}
+
+/// Input coordinates of a tap (reduced axes after the parallel ones, in spatial order; channel and batch as in the
+/// output), and whether they are inside, where that is not certain.
+fn window_at(out: &mut Region, window: &Window, rank: usize, input: &[Dim]) -> (Vec<Dim>, Option<ExprId>) {
+    let first = if window.layout == Layout::ChannelsFirst { 2 } else { 1 };
+    let parallel = out.space.len();
+    let all = out.axes();
+    let mut at: Vec<Dim> = (0..rank).map(Dim::axis).collect();
+    let mut inside = None;
+    for i in 0..rank - 2 {
+        let pos = Dim::axis(first + i) * Dim::from(window.strides[i]) + Dim::axis(parallel + i) * Dim::from(window.dilations[i]) - Dim::from(window.lo[i]);
+        if !pos.within(&input[first + i], &all) {
+            let v = out.push(Expr::Index(pos.clone()), DType::I64);
+            let zero = out.constant(Scalar::I(0), DType::I64);
+            let n = out.push(Expr::Index(input[first + i].clone()), DType::I64);
+            let above = out.push(Expr::Call(ScalarFn::Ge, vec![v, zero]), DType::Bool);
+            let below = out.push(Expr::Call(ScalarFn::Lt, vec![v, n]), DType::Bool);
+            let here = out.push(Expr::Call(ScalarFn::And, vec![above, below]), DType::Bool);
+            inside = Some(inside.map_or(here, |g| out.push(Expr::Call(ScalarFn::And, vec![g, here]), DType::Bool)));
+        }
+        at[first + i] = pos;
+    }
+    (at, inside)
+}
+
+/// Copy an expression of `from`, its axis `i` being `axes[i]`, every load under `guard` too.
+pub fn copy(from: &Region, out: &mut Region, id: ExprId, axes: &[Dim], guard: Option<ExprId>) -> ExprId {
+    Copier { from, axes, guard, acc: None, done: HashMap::new() }.copy(out, id)
+}
+
+struct Copier<'a> {
+    from: &'a Region,
+    axes: &'a [Dim],
+    guard: Option<ExprId>,
+    acc: Option<ExprId>,
+    done: HashMap<ExprId, ExprId>,
+}
+
+impl Copier<'_> {
+    fn copy(&mut self, out: &mut Region, id: ExprId) -> ExprId {
+        if let Some(done) = self.done.get(&id) {
+            return *done;
+        }
+        let dtype = self.from.dtype(id);
+        let new = match self.from.expr(id).clone() {
+            Expr::Acc(i) => match self.acc {
+                Some(acc) => acc,
+                None => out.push(Expr::Acc(i), dtype),
+            },
+            Expr::Index(d) => {
+                let d = self.dim(out, &d);
+                out.push(Expr::Index(d), dtype)
+            }
+            Expr::Load { arg, index, guard } => {
+                let guard = guard.map(|g| self.copy(out, g));
+                let guard = match (guard, self.guard) {
+                    (Some(a), Some(b)) => Some(out.push(Expr::Call(ScalarFn::And, vec![a, b]), DType::Bool)),
+                    (a, b) => a.or(b),
+                };
+                let index = index.iter().map(|d| self.dim(out, d)).collect();
+                out.push(Expr::Load { arg, index, guard }, dtype)
+            }
+            Expr::Call(f, xs) => {
+                let xs = xs.iter().map(|x| self.copy(out, *x)).collect();
+                out.push(Expr::Call(f, xs), dtype)
+            }
+            Expr::Cast(x) => {
+                let x = self.copy(out, x);
+                out.push(Expr::Cast(x), dtype)
+            }
+            leaf => out.push(leaf, dtype),
+        };
+        self.done.insert(id, new);
+        new
+    }
+
+    fn dim(&mut self, out: &mut Region, d: &Dim) -> Dim {
+        let mut values = vec![];
+        super::expr::leaves(d, &mut |atom| {
+            if let Atom::Value(v) = atom {
+                values.push(ExprId(*v));
+            }
+        });
+        for v in values {
+            self.copy(out, v);
+        }
+        let all = out.axes();
+        d.map_atoms_in(
+            &|atom| match atom {
+                Atom::Axis(k) => self.axes[*k as usize].clone(),
+                Atom::Value(v) => Dim::from(Atom::Value(self.done[&ExprId(*v)].0)),
+                other => Dim::from(other.clone()),
+            },
+            &all,
+        )
+    }
+}
