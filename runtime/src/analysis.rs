@@ -3,9 +3,9 @@
 //! A body's steps fall into segments: a step that defines symbols (Bind, or an If or Loop whose
 //! outputs have sizes of their own) ends one. Within a segment all sizes are known, so its
 //! buffers are placed together; a body without such steps is one segment.
+use crate::DType;
 use crate::DimExpr;
 use crate::plan::{Body, Buffer, BufferId, BufferKind, CodeKind, Kernel, Manifest, Plan, Port, Step};
-use crate::DType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -116,9 +116,7 @@ impl Analysis<'_> {
         let mut input_symbols = Vec::new();
         let input_dims: Vec<&DimExpr> = match &around {
             None => self.manifest.inputs.iter().flat_map(|p| &p.dims).collect(),
-            Some(_) => {
-                body.inputs.iter().flat_map(|b| &body.buffers[b.index()].dims).collect()
-            }
+            Some(_) => body.inputs.iter().flat_map(|b| &body.buffers[b.index()].dims).collect(),
         };
         for dim in input_dims {
             if let DimExpr::Sym(s) = dim
@@ -154,63 +152,47 @@ impl Analysis<'_> {
                 need(known, || format!("no input defines the size `{dim}`"))?;
             }
         }
-        let mut info_segments: Vec<SegmentInfo> = segments
-            .into_iter()
-            .map(|(steps, defines)| SegmentInfo {
-                steps,
-                buffers: Vec::new(),
-                symbols: Vec::new(),
-                defines,
-            })
-            .collect();
+        let mut info_segments: Vec<SegmentInfo> =
+            segments.into_iter().map(|(steps, defines)| SegmentInfo { steps, buffers: Vec::new(), symbols: Vec::new(), defines }).collect();
         for id in views_last(body)? {
             info_segments[buffers[id.index()].segment].buffers.push(id);
         }
         let mut children = Vec::new();
         let mut max_args = 1;
-        for k in 0..info_segments.len() {
+        for (k, about) in info_segments.iter_mut().enumerate() {
             let mut exprs: BTreeSet<u32> = BTreeSet::new();
             let mut mention = |e: &DimExpr| {
                 e.visit_symbols(&mut |s| {
                     exprs.insert(s);
                 })
             };
-            for id in &info_segments[k].buffers {
+            for id in &about.buffers {
                 let buffer = &body.buffers[id.index()];
                 buffer.dims.iter().for_each(&mut mention);
                 if let BufferKind::View { byte_offset, .. } = &buffer.kind {
                     mention(byte_offset);
                 }
             }
-            for i in info_segments[k].steps.clone() {
+            for i in about.steps.clone() {
                 let at = Place { body, buffers: &buffers, levels: &levels, segment: k, depth };
                 let found = self.step(&at, &body.steps[i]).map_err(|e| format!("step {i}: {e}"))?;
                 max_args = max_args.max(found.max_args);
                 children.extend(found.children);
                 if let Step::Launch { kernel, dims, .. } = &body.steps[i] {
                     dims.iter().for_each(&mut mention);
-                    launch_exprs(&self.plan.kernels[kernel.index()], self.gpu)
-                        .into_iter()
-                        .for_each(&mut mention);
+                    launch_exprs(&self.plan.kernels[kernel.index()], self.gpu).into_iter().for_each(&mut mention);
                 }
                 for id in mentioned(&body.steps[i]) {
                     touch(&mut buffers, id, i);
                 }
             }
-            info_segments[k].symbols = exprs.into_iter().collect();
+            about.symbols = exprs.into_iter().collect();
         }
         for id in &body.outputs {
             touch(&mut buffers, *id, body.steps.len());
         }
         let dims_len = buffers.last().map_or(0, |b| b.dims.end);
-        Ok(BodyInfo {
-            segments: info_segments,
-            buffers,
-            dims_len,
-            input_symbols,
-            children,
-            max_args,
-        })
+        Ok(BodyInfo { segments: info_segments, buffers, dims_len, input_symbols, children, max_args })
     }
 
     /// Indices and dtypes of the buffers, inputs and outputs.
@@ -227,18 +209,12 @@ impl Analysis<'_> {
                         return Err(format!("buffer {n}: no tensor {k}"));
                     };
                     let same = |(d, s): (&DimExpr, &u64)| d.as_const() == i64::try_from(*s).ok();
-                    tensor.dtype == buffer.dtype
-                        && tensor.shape.len() == buffer.dims.len()
-                        && buffer.dims.iter().zip(&tensor.shape).all(same)
+                    tensor.dtype == buffer.dtype && tensor.shape.len() == buffer.dims.len() && buffer.dims.iter().zip(&tensor.shape).all(same)
                 }
                 BufferKind::Arena => true,
                 BufferKind::View { of, .. } => has(of),
                 BufferKind::Captured(outer) => around.is_some_and(|a| {
-                    a.body
-                        .buffers
-                        .get(outer.index())
-                        .is_some_and(|b| b.dtype == buffer.dtype && b.dims == buffer.dims)
-                        && a.levels[outer.index()] <= a.segment
+                    a.body.buffers.get(outer.index()).is_some_and(|b| b.dtype == buffer.dtype && b.dims == buffer.dims) && a.levels[outer.index()] <= a.segment
                 }),
             };
             need(fits, || format!("buffer {n}: {:?} does not fit", buffer.kind))?;
@@ -256,19 +232,12 @@ impl Analysis<'_> {
                     })
             };
             need(ports(&body.inputs, &self.manifest.inputs), || "inputs are not the model's".into())?;
-            need(ports(&body.outputs, &self.manifest.outputs), || {
-                "outputs are not the model's".into()
-            })?;
+            need(ports(&body.outputs, &self.manifest.outputs), || "outputs are not the model's".into())?;
         }
         Ok(())
     }
 
-    fn buffer_infos(
-        &self,
-        body: &Body,
-        levels: &Levels,
-        top: bool,
-    ) -> Result<Vec<BufferInfo>, String> {
+    fn buffer_infos(&self, body: &Body, levels: &Levels, top: bool) -> Result<Vec<BufferInfo>, String> {
         let mut infos: Vec<BufferInfo> = Vec::with_capacity(body.buffers.len());
         let mut at = 0;
         for (n, buffer) in body.buffers.iter().enumerate() {
@@ -334,10 +303,7 @@ impl Analysis<'_> {
                 let kernel = self.plan.kernels.get(n).ok_or_else(|| format!("no kernel {n}"))?;
                 let fits = args.len() == kernel.n_args as usize && dims.len() == kernel.n_dims as usize;
                 need(fits, || {
-                    format!(
-                        "kernel `{}` takes {} buffers and {} sizes, given {} and {}",
-                        kernel.name, kernel.n_args, kernel.n_dims, args.len(), dims.len()
-                    )
+                    format!("kernel `{}` takes {} buffers and {} sizes, given {} and {}", kernel.name, kernel.n_args, kernel.n_dims, args.len(), dims.len())
                 })?;
                 found.max_args = args.len();
                 for arg in args {
@@ -359,9 +325,7 @@ impl Analysis<'_> {
                 at.scalar(*cond, DType::Bool)?;
                 for body in [then_body, else_body] {
                     need(body.inputs.is_empty(), || "a branch has inputs".into())?;
-                    need(body.outputs.len() == outputs.len(), || {
-                        "a branch has another number of outputs".into()
-                    })?;
+                    need(body.outputs.len() == outputs.len(), || "a branch has another number of outputs".into())?;
                     found.child(self.body(body, Some(at.around()?.as_ref()))?);
                     for (inner, outer) in body.outputs.iter().zip(outputs) {
                         at.writable(*outer, at.segment + 1)?;
@@ -377,16 +341,13 @@ impl Analysis<'_> {
                     at.scalar(*cond, DType::Bool)?;
                 }
                 let n_scans = outputs.len().checked_sub(carried.len());
-                let fits = body.inputs.len() == carried.len() + 2
-                    && n_scans.is_some_and(|n| body.outputs.len() == 1 + carried.len() + n);
+                let fits = body.inputs.len() == carried.len() + 2 && n_scans.is_some_and(|n| body.outputs.len() == 1 + carried.len() + n);
                 need(fits, || "the loop's body has another number of inputs or outputs".into())?;
                 found.child(self.body(body, Some(at.around()?.as_ref()))?);
                 let inner = |id: BufferId| &body.buffers[id.index()];
                 let counter = inner(body.inputs[0]);
                 let flags = [inner(body.inputs[1]), inner(body.outputs[0])];
-                let plain = counter.dtype == DType::I64
-                    && is_scalar(counter)
-                    && flags.iter().all(|b| b.dtype == DType::Bool && is_scalar(b));
+                let plain = counter.dtype == DType::I64 && is_scalar(counter) && flags.iter().all(|b| b.dtype == DType::Bool && is_scalar(b));
                 need(plain, || "iteration or condition of the loop is no scalar".into())?;
                 for (k, id) in carried.iter().enumerate() {
                     at.readable(*id)?;
@@ -408,9 +369,7 @@ impl Analysis<'_> {
 
 /// Same dtype, and rank larger by so many.
 fn same(outer: &Buffer, inner: &Buffer, more: usize) -> Result<(), String> {
-    need(outer.dtype == inner.dtype && outer.dims.len() == inner.dims.len() + more, || {
-        "a value goes in or out of a body with another dtype or rank".into()
-    })
+    need(outer.dtype == inner.dtype && outer.dims.len() == inner.dims.len() + more, || "a value goes in or out of a body with another dtype or rank".into())
 }
 
 struct Found {
@@ -445,13 +404,7 @@ struct Outside<'a> {
 
 impl Outside<'_> {
     fn as_ref(&self) -> Around<'_> {
-        Around {
-            body: self.body,
-            levels: &self.levels,
-            segment: self.segment,
-            defined: &self.defined,
-            depth: self.depth,
-        }
+        Around { body: self.body, levels: &self.levels, segment: self.segment, defined: &self.defined, depth: self.depth }
     }
 }
 
@@ -471,17 +424,13 @@ impl<'a> Place<'a> {
         let info = &self.buffers[id.index()];
         need(info.segment <= by, || format!("the size of buffer {} is not known yet", id.0))?;
         let root = &self.body.buffers[info.root.index()].kind;
-        need(matches!(root, BufferKind::Arena | BufferKind::Output(_)), || {
-            format!("buffer {} is read only", id.0)
-        })
+        need(matches!(root, BufferKind::Arena | BufferKind::Output(_)), || format!("buffer {} is read only", id.0))
     }
 
     fn scalar(&self, id: BufferId, dtype: DType) -> Result<(), String> {
         self.readable(id)?;
         let buffer = self.buffer(id)?;
-        need(buffer.dtype == dtype && is_scalar(buffer), || {
-            format!("buffer {} is no {dtype} scalar", id.0)
-        })
+        need(buffer.dtype == dtype && is_scalar(buffer), || format!("buffer {} is no {dtype} scalar", id.0))
     }
 
     fn around(&self) -> Result<Outside<'a>, String> {
@@ -489,12 +438,7 @@ impl<'a> Place<'a> {
             body: self.body,
             levels: self.buffers.iter().map(|b| b.segment).collect(),
             segment: self.segment,
-            defined: self
-                .levels
-                .iter()
-                .filter(|(_, level)| **level <= self.segment)
-                .map(|(s, _)| *s)
-                .collect(),
+            defined: self.levels.iter().filter(|(_, level)| **level <= self.segment).map(|(s, _)| *s).collect(),
             depth: self.depth + 1,
         })
     }

@@ -140,8 +140,7 @@ impl Artifact {
         if checksum(of(first)) != first.checksum {
             return Err(Error::Checksum("the manifest".into()));
         }
-        let manifest: Manifest = serde_json::from_slice(of(first))
-            .map_err(|e| Error::Damaged(format!("its manifest does not parse: {e}")))?;
+        let manifest: Manifest = serde_json::from_slice(of(first)).map_err(|e| Error::Damaged(format!("its manifest does not parse: {e}")))?;
         validate::manifest(&manifest, &segments)?;
         let external = map_external(&manifest, folder.as_deref())?;
         Ok(Artifact { inner: Arc::new(Inner { storage, segments, manifest, external }) })
@@ -182,21 +181,15 @@ impl Artifact {
     pub fn tensor(&self, index: usize) -> &[u8] {
         let Some(entry) = self.inner.manifest.tensors.get(index) else { return &[] };
         let (all, offset, len) = match &entry.data {
-            TensorData::Embedded { segment, offset, len } => {
-                (self.segment(*segment as usize), *offset, *len)
-            }
-            TensorData::External { path, offset, len, .. } => {
-                (self.inner.external.get(path).map_or(&[][..], |m| m), *offset, *len)
-            }
+            TensorData::Embedded { segment, offset, len } => (self.segment(*segment as usize), *offset, *len),
+            TensorData::External { path, offset, len, .. } => (self.inner.external.get(path).map_or(&[][..], |m| m), *offset, *len),
         };
         // Ranges were checked when the artifact was opened.
         all.get(offset as usize..(offset + len) as usize).unwrap_or(&[])
     }
 
     fn segment(&self, index: usize) -> &[u8] {
-        self.inner.segments.get(index).map_or(&[][..], |s| {
-            &self.inner.storage.bytes()[s.offset as usize..(s.offset + s.len) as usize]
-        })
+        self.inner.segments.get(index).map_or(&[][..], |s| &self.inner.storage.bytes()[s.offset as usize..(s.offset + s.len) as usize])
     }
 
     /// The bytes of `manifest().codes[index]`, checked against their checksum.
@@ -206,10 +199,7 @@ impl Artifact {
         let bytes = self.segment(segment);
         match self.inner.segments.get(segment) {
             Some(s) if checksum(bytes) == s.checksum => Ok(bytes),
-            _ => Err(Error::Checksum(format!(
-                "the code for {}",
-                entry.map_or("no target", |e| e.target.as_str())
-            ))),
+            _ => Err(Error::Checksum(format!("the code for {}", entry.map_or("no target", |e| e.target.as_str())))),
         }
     }
 
@@ -294,11 +284,7 @@ fn read_contents(bytes: &[u8]) -> Result<Vec<Segment>, Error> {
         };
         let after = segment.offset.checked_add(segment.len);
         match after {
-            Some(after)
-                if segment.offset >= free_from
-                    && segment.offset.is_multiple_of(SEGMENT_ALIGN as u64)
-                    && after <= bytes.len() as u64 =>
-            {
+            Some(after) if segment.offset >= free_from && segment.offset.is_multiple_of(SEGMENT_ALIGN as u64) && after <= bytes.len() as u64 => {
                 free_from = after;
             }
             _ => return Err(Error::Damaged(format!("segment {i} lies outside or overlaps"))),
@@ -309,21 +295,13 @@ fn read_contents(bytes: &[u8]) -> Result<Vec<Segment>, Error> {
 }
 
 /// Maps each weight file once and checks that the ranges lie within.
-fn map_external(
-    manifest: &Manifest,
-    folder: Option<&Path>,
-) -> Result<BTreeMap<String, Mmap>, Error> {
+fn map_external(manifest: &Manifest, folder: Option<&Path>) -> Result<BTreeMap<String, Mmap>, Error> {
     let mut files = BTreeMap::new();
     for entry in &manifest.tensors {
         let TensorData::External { path, offset, len, .. } = &entry.data else { continue };
-        let fail = |why: String| Error::External {
-            tensor: entry.name.clone(),
-            path: path.clone(),
-            why,
-        };
+        let fail = |why: String| Error::External { tensor: entry.name.clone(), path: path.clone(), why };
         if !files.contains_key(path) {
-            let folder =
-                folder.ok_or_else(|| fail("an artifact in memory has no folder".into()))?;
+            let folder = folder.ok_or_else(|| fail("an artifact in memory has no folder".into()))?;
             let full = contained(folder, path).map_err(&fail)?;
             files.insert(path.clone(), map_file(&full).map_err(|e| fail(e.to_string()))?);
         }

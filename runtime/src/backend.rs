@@ -1,7 +1,7 @@
 //! `Backend`: what a device does for a session. Addresses are the device's, as integers.
 use crate::plan::KernelId;
-use crate::tensor::Tensor;
-use crate::value::Value;
+use crate::tensor::{Tensor, TensorRef};
+use crate::value::{DeviceBuffer, Value};
 use crate::{DType, Error};
 use std::any::Any;
 
@@ -51,11 +51,12 @@ pub(crate) struct MapShape {
 }
 
 /// What became of a run that may be recorded.
-pub(crate) enum Recording {
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(crate) enum Replay {
     /// This run is already on its way: nothing to do.
-    Replayed,
+    Done,
     /// Do the steps; they are being recorded.
-    Recording,
+    Record,
     /// Do the steps.
     Off,
 }
@@ -71,13 +72,7 @@ pub(crate) trait Backend: Send {
     /// Where kernels find the n-th input during this run.
     fn input(&mut self, n: usize, value: &Value) -> Result<u64, Error>;
     /// Where kernels put the n-th output during this run; gives the tensor its shape.
-    fn output(
-        &mut self,
-        n: usize,
-        dtype: DType,
-        shape: &[i64],
-        tensor: &mut Tensor,
-    ) -> Result<u64, Error>;
+    fn output(&mut self, n: usize, dtype: DType, shape: &[i64], tensor: &mut Tensor) -> Result<u64, Error>;
     /// Runs a kernel on buffers at these addresses.
     fn launch(&mut self, launch: &Launch, args: &[u64]) -> Result<(), Error>;
     /// Copies; source and destination do not overlap, or are the same.
@@ -93,12 +88,16 @@ pub(crate) trait Backend: Send {
     /// Runs a kernel and says how many nanoseconds it took.
     fn launch_timed(&mut self, launch: &Launch, args: &[u64]) -> Result<f64, Error>;
     /// Asks to replay the steps of a run with the same sizes and places, known by `key`.
-    fn record(&mut self, _key: u64) -> Result<Recording, Error> {
-        Ok(Recording::Off)
+    fn record(&mut self, _key: u64) -> Result<Replay, Error> {
+        Ok(Replay::Off)
     }
-    /// The steps asked for by [`Recording::Recording`] are done.
+    /// The steps asked for by [`Replay::Record`] are done.
     fn recorded(&mut self, _key: u64) -> Result<(), Error> {
         Ok(())
+    }
+    /// Puts a tensor in the device's memory, where the device has one of its own.
+    fn upload(&mut self, _tensor: &TensorRef) -> Result<DeviceBuffer, Error> {
+        Err(Error::NoGpu(format!("{} takes inputs from host memory", self.name())))
     }
     /// What was launched, in text, on devices that keep it.
     fn take_log(&mut self) -> Vec<String> {

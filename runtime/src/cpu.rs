@@ -44,20 +44,14 @@ struct Code {
 }
 
 /// The code among `codes` that this CPU runs best, or why there is none.
-pub(crate) fn choose<'a>(
-    plan: &str,
-    candidates: &[(&'a Plan, &'a CodeEntry)],
-) -> Result<&'a Plan, Error> {
+pub(crate) fn choose<'a>(plan: &str, candidates: &[(&'a Plan, &'a CodeEntry)]) -> Result<&'a Plan, Error> {
     let mut refused = None;
     let mut best: Option<(usize, &Plan)> = None;
     for (candidate, code) in candidates {
         let Some(level) = features::level(&code.target) else { continue };
         let missing = features::missing(code);
         if !missing.is_empty() {
-            let error = Error::CpuFeatures {
-                target: code.target.clone(),
-                missing: missing.into_iter().collect(),
-            };
+            let error = Error::CpuFeatures { target: code.target.clone(), missing: missing.into_iter().collect() };
             refused.get_or_insert(error);
         } else if best.is_none_or(|(found, _)| level > found) {
             best = Some((level, candidate));
@@ -75,19 +69,10 @@ pub(crate) fn choose<'a>(
 }
 
 impl Cpu {
-    pub(crate) fn new(
-        artifact: &Artifact,
-        plan: &Plan,
-        threads: usize,
-        max_args: usize,
-    ) -> Result<Cpu, Error> {
+    pub(crate) fn new(artifact: &Artifact, plan: &Plan, threads: usize, max_args: usize) -> Result<Cpu, Error> {
         let entry = &artifact.manifest().codes[plan.code as usize];
         let code = Code::load(&entry.target, artifact.code(plan.code as usize)?)?;
-        let kernels = plan
-            .kernels
-            .iter()
-            .map(|k| code.function(&entry.target, &k.symbol))
-            .collect::<Result<_, _>>()?;
+        let kernels = plan.kernels.iter().map(|k| code.function(&entry.target, &k.symbol)).collect::<Result<_, _>>()?;
         let pool = Pool::new(threads)?;
         let row_len = max_args + 1;
         Ok(Cpu {
@@ -127,11 +112,7 @@ impl Backend for Cpu {
         let host = match value {
             Value::Host(host) => host,
             Value::Device(buffer) => {
-                return Err(Error::WrongDevice {
-                    input: format!("#{n}"),
-                    found: buffer.device.clone(),
-                    session: "cpu".into(),
-                });
+                return Err(Error::WrongDevice { input: format!("#{n}"), found: buffer.device.clone(), session: "cpu".into() });
             }
         };
         let address = host.bytes().as_ptr() as u64;
@@ -146,13 +127,7 @@ impl Backend for Cpu {
         Ok(self.staged[n].as_ptr() as u64)
     }
 
-    fn output(
-        &mut self,
-        _n: usize,
-        dtype: DType,
-        shape: &[i64],
-        tensor: &mut Tensor,
-    ) -> Result<u64, Error> {
+    fn output(&mut self, _n: usize, dtype: DType, shape: &[i64], tensor: &mut Tensor) -> Result<u64, Error> {
         tensor.reset_i64(dtype, shape)?;
         Ok(tensor.bytes_mut().as_mut_ptr() as u64)
     }
@@ -168,7 +143,7 @@ impl Backend for Cpu {
         if shape.takes_scratch {
             stride = self.row_len;
             let each = shape.scratch.next_multiple_of(SCRATCH_ALIGN);
-            let all = each.checked_mul(self.pool.threads()).unwrap_or(usize::MAX);
+            let all = each.saturating_mul(self.pool.threads());
             if self.scratch.len() < all {
                 self.scratch.reset(all)?;
             }
@@ -249,8 +224,7 @@ impl Code {
         file.write_all(object).map_err(|e| fail(e.to_string()))?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         // SAFETY: the compiler's objects have no initialisers; they came through the checksum.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-            .map_err(|e| fail(e.to_string()))?;
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| fail(e.to_string()))?;
         Ok(Code { library, _file: file })
     }
 

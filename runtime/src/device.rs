@@ -64,11 +64,7 @@ impl FromStr for Device {
             "cpu" => Ok(Device::Cpu),
             "null" => Ok(Device::Null),
             "cuda" => Ok(Device::Cuda(0)),
-            _ => s
-                .strip_prefix("cuda:")
-                .and_then(|n| n.parse().ok())
-                .map(Device::Cuda)
-                .ok_or_else(|| Error::NoSuchDevice(s.into())),
+            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Device::Cuda).ok_or_else(|| Error::NoSuchDevice(s.into())),
         }
     }
 }

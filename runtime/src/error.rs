@@ -133,9 +133,7 @@ pub enum Error {
     #[error("not a Pavage artifact: {0}")]
     NotAnArtifact(&'static str),
     /// An artifact of a newer format.
-    #[error(
-        "this artifact is format {found}, this runtime reads {oldest}..={newest}: update pavage-runtime"
-    )]
+    #[error("this artifact is format {found}, this runtime reads {oldest}..={newest}: update pavage-runtime")]
     TooNew {
         /// Format of the artifact.
         found: u32,
@@ -184,9 +182,7 @@ pub enum Error {
         have: Names,
     },
     /// Code for a CPU with features that this one lacks.
-    #[error(
-        "the artifact is compiled for {target}: this CPU lacks {missing}; compile with --target x86-64-v3, or on this machine with --target native"
-    )]
+    #[error("the artifact is compiled for {target}: this CPU lacks {missing}; compile with --target x86-64-v3, or on this machine with --target native")]
     CpuFeatures {
         /// Target of the code.
         target: String,
@@ -248,21 +244,8 @@ impl Error {
             | TensorLength { .. }
             | TensorDType { .. }
             | TensorTooLarge { .. } => 1,
-            Io { .. }
-            | NotAnArtifact(_)
-            | TooNew { .. }
-            | Damaged(_)
-            | Checksum(_)
-            | External { .. }
-            | Size { .. }
-            | Plan(_) => 2,
-            NoCode { .. }
-            | CpuFeatures { .. }
-            | Load { .. }
-            | NoGpu(_)
-            | OutOfMemory { .. }
-            | Device { .. }
-            | Closed(_) => 4,
+            Io { .. } | NotAnArtifact(_) | TooNew { .. } | Damaged(_) | Checksum(_) | External { .. } | Size { .. } | Plan(_) => 2,
+            NoCode { .. } | CpuFeatures { .. } | Load { .. } | NoGpu(_) | OutOfMemory { .. } | Device { .. } | Closed(_) => 4,
         }
     }
 }

@@ -43,12 +43,7 @@ struct Passed<'a> {
 
 impl Run<'_> {
     /// Does all steps. Inputs and captures of the frame have their addresses.
-    pub(crate) fn body(
-        &mut self,
-        info: &BodyInfo,
-        body: &Body,
-        frame: &mut Frame,
-    ) -> Result<(), Error> {
+    pub(crate) fn body(&mut self, info: &BodyInfo, body: &Body, frame: &mut Frame) -> Result<(), Error> {
         let mut next_child = 0;
         for segment in 0..info.segments.len() {
             frame.bind(self, info, body, segment)?;
@@ -56,8 +51,7 @@ impl Run<'_> {
             let (first, end) = (steps.start, steps.end);
             for i in steps {
                 // Only the last step of a segment defines symbols.
-                let defines: &[u32] =
-                    if i + 1 == end { &info.segments[segment].defines } else { &[] };
+                let defines: &[u32] = if i + 1 == end { &info.segments[segment].defines } else { &[] };
                 match &body.steps[i] {
                     Step::Launch { args, .. } => {
                         self.args.clear();
@@ -87,8 +81,7 @@ impl Run<'_> {
                     }
                     Step::If { cond, then_body, else_body, outputs } => {
                         let truth = self.read_bool(frame.address[cond.index()])?;
-                        let (which, branch) =
-                            if truth { (0, then_body) } else { (1, else_body) };
+                        let (which, branch) = if truth { (0, then_body) } else { (1, else_body) };
                         let k = next_child + which;
                         let inner = &info.children[k];
                         next_child += 2;
@@ -126,12 +119,7 @@ impl Run<'_> {
     }
 
     /// Gives a child to `f` together with its parent, and puts it back whatever happens.
-    fn with_child(
-        &mut self,
-        frame: &mut Frame,
-        k: usize,
-        f: impl FnOnce(&mut Self, &mut Frame, &mut Child) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn with_child(&mut self, frame: &mut Frame, k: usize, f: impl FnOnce(&mut Self, &mut Frame, &mut Child) -> Result<(), Error>) -> Result<(), Error> {
         let Some(mut child) = frame.children[k].take() else {
             return Err(Error::Plan("a nested body runs within itself".into()));
         };
@@ -141,25 +129,14 @@ impl Run<'_> {
     }
 
     /// Hands a branch's outputs to the buffers outside.
-    fn leave_branch(
-        &mut self,
-        frame: &mut Frame,
-        at: &Nested,
-        inner: &BodyInfo,
-        branch: &Body,
-        child: &Child,
-    ) -> Result<(), Error> {
+    fn leave_branch(&mut self, frame: &mut Frame, at: &Nested, inner: &BodyInfo, branch: &Body, child: &Child) -> Result<(), Error> {
         for (id, from) in at.outputs.iter().zip(&branch.outputs) {
             let dims = child.frame.shape(inner, *from);
             self.take_shape(&at.body.buffers[id.index()].dims, dims, at.defines)?;
         }
         self.bind_outputs(frame, at)?;
         for (id, from) in at.outputs.iter().zip(&branch.outputs) {
-            let value = Passed {
-                address: child.frame.address[from.index()],
-                bytes: child.frame.bytes[from.index()],
-                dims: child.frame.shape(inner, *from),
-            };
+            let value = Passed { address: child.frame.address[from.index()], bytes: child.frame.bytes[from.index()], dims: child.frame.shape(inner, *from) };
             self.hand_out(frame, *id, &value)?;
         }
         Ok(())
@@ -167,15 +144,7 @@ impl Run<'_> {
 
     /// Runs the loop's body until it ends; returns the number of iterations. The carried values
     /// are then in `carry.slots[n % 2]`, unless there was no iteration.
-    fn iterate(
-        &mut self,
-        frame: &Frame,
-        info: &BodyInfo,
-        start: &Start,
-        inner: &BodyInfo,
-        body: &Body,
-        child: &mut Child,
-    ) -> Result<i64, Error> {
+    fn iterate(&mut self, frame: &Frame, info: &BodyInfo, start: &Start, inner: &BodyInfo, body: &Body, child: &mut Child) -> Result<i64, Error> {
         let Child { frame: own, carry } = child;
         let n_carried = start.carried.len();
         carry.prepare(self, n_carried, body.outputs.len() - 1 - n_carried)?;
@@ -220,14 +189,7 @@ impl Run<'_> {
     }
 
     /// Hands a loop's results to the buffers outside.
-    fn leave_loop(
-        &mut self,
-        frame: &mut Frame,
-        at: &Nested,
-        carried: &[BufferId],
-        n: i64,
-        child: &mut Child,
-    ) -> Result<(), Error> {
+    fn leave_loop(&mut self, frame: &mut Frame, at: &Nested, carried: &[BufferId], n: i64, child: &mut Child) -> Result<(), Error> {
         let slots = &child.carry.slots[(n % 2) as usize];
         for (k, id) in at.outputs.iter().enumerate() {
             let dims = &at.body.buffers[id.index()].dims;
@@ -263,8 +225,7 @@ impl Run<'_> {
             let address = |slot: &Slot| slot.block.as_ref().map_or(0, |b| b.address);
             match carried.get(k) {
                 Some(initial) if n == 0 => {
-                    let (from, bytes) =
-                        (frame.address[initial.index()], frame.bytes[initial.index()]);
+                    let (from, bytes) = (frame.address[initial.index()], frame.bytes[initial.index()]);
                     self.backend.copy(from, frame.address[id.index()], bytes)?;
                 }
                 _ => {
@@ -272,8 +233,7 @@ impl Run<'_> {
                         Some(scan) => &child.carry.scans[scan],
                         None => &slots[k],
                     };
-                    let value =
-                        Passed { address: address(slot), bytes: slot.bytes, dims: &slot.dims };
+                    let value = Passed { address: address(slot), bytes: slot.bytes, dims: &slot.dims };
                     self.hand_out(frame, *id, &value)?;
                 }
             }
@@ -298,12 +258,7 @@ impl Run<'_> {
     }
 
     /// Defines the fresh symbols among `dims` from a shape, and checks all others against it.
-    pub(crate) fn take_shape(
-        &mut self,
-        dims: &[DimExpr],
-        shape: &[i64],
-        fresh: &[u32],
-    ) -> Result<(), Error> {
+    pub(crate) fn take_shape(&mut self, dims: &[DimExpr], shape: &[i64], fresh: &[u32]) -> Result<(), Error> {
         for (dim, extent) in dims.iter().zip(shape) {
             if let DimExpr::Sym(s) = dim
                 && fresh.contains(s)
@@ -322,21 +277,10 @@ impl Run<'_> {
     }
 
     /// Gives a symbol its value, within its range.
-    pub(crate) fn define(
-        &mut self,
-        symbol: u32,
-        value: i64,
-        what: impl FnOnce() -> String,
-    ) -> Result<(), Error> {
+    pub(crate) fn define(&mut self, symbol: u32, value: i64, what: impl FnOnce() -> String) -> Result<(), Error> {
         let about = &self.manifest.symbols[symbol as usize];
         if value < about.min || value > about.max || value < 0 {
-            return Err(Error::SizeRange {
-                what: what(),
-                symbol: about.name.clone(),
-                value,
-                min: about.min.max(0),
-                max: about.max,
-            });
+            return Err(Error::SizeRange { what: what(), symbol: about.name.clone(), value, min: about.min.max(0), max: about.max });
         }
         self.symbols[symbol as usize] = value;
         Ok(())
@@ -407,14 +351,7 @@ impl Slot {
     }
 
     /// Adds the slice of iteration `n`; all slices have one shape.
-    fn append(
-        &mut self,
-        run: &mut Run,
-        n: i64,
-        from: u64,
-        bytes: usize,
-        dims: &[i64],
-    ) -> Result<(), Error> {
+    fn append(&mut self, run: &mut Run, n: i64, from: u64, bytes: usize, dims: &[i64]) -> Result<(), Error> {
         if n == 0 {
             self.bytes = 0;
             self.dims.clear();

@@ -36,8 +36,7 @@ x86_features! {
 }
 
 const V2: &[&str] = &["sse3", "ssse3", "sse4.1", "sse4.2", "popcnt"];
-const V3: &[&str] =
-    &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"];
+const V3: &[&str] = &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"];
 const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
 
 /// How good a CPU target is, the higher the better; `None` for a target of another device.
@@ -55,14 +54,11 @@ pub(crate) fn level(target: &str) -> Option<usize> {
 
 /// The features that code needs and this CPU lacks.
 pub(crate) fn missing(code: &CodeEntry) -> Vec<String> {
-    let n = match level(&code.target) {
-        Some(n @ 1..=4) => n,
-        _ => 1,
-    };
+    // A native target lists all it needs.
+    let n = level(&code.target).filter(|n| *n <= 4).unwrap_or(1);
     let implied = [V2, V3, V4].into_iter().take(n - 1).flatten().copied();
     let all = implied.chain(code.features.iter().map(String::as_str));
-    let mut missing: Vec<String> =
-        all.filter(|f| has_feature(f) != Some(true)).map(String::from).collect();
+    let mut missing: Vec<String> = all.filter(|f| has_feature(f) != Some(true)).map(String::from).collect();
     if cfg!(not(target_arch = "x86_64")) {
         missing.insert(0, "x86-64".into());
     }

@@ -93,12 +93,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 impl Frame {
     pub(crate) fn new(info: &BodyInfo) -> Frame {
         let child = |i: &BodyInfo| Child { frame: Frame::new(i), carry: LoopState::default() };
-        let segment = |_| SegmentState {
-            arena: None,
-            bindings: Vec::new(),
-            current: None,
-            uses: 0,
-        };
+        let segment = |_| SegmentState { arena: None, bindings: Vec::new(), current: None, uses: 0 };
         Frame {
             address: vec![0; info.buffers.len()],
             bytes: vec![0; info.buffers.len()],
@@ -115,8 +110,7 @@ impl Frame {
 
     /// Bytes of all arenas as they are now, nested bodies' included.
     pub(crate) fn arena_bytes(&self) -> usize {
-        let own: usize =
-            self.segments.iter().filter_map(|s| s.arena.as_ref()).map(|b| b.bytes).sum();
+        let own: usize = self.segments.iter().filter_map(|s| s.arena.as_ref()).map(|b| b.bytes).sum();
         own + self.children.iter().flatten().map(|c| c.frame.arena_bytes()).sum::<usize>()
     }
 
@@ -145,19 +139,11 @@ impl Frame {
 
     /// Sizes and places the buffers of a segment for the symbols as they are. Nothing is
     /// computed or allocated when the shape is the last one.
-    pub(crate) fn bind(
-        &mut self,
-        run: &mut Run,
-        info: &BodyInfo,
-        body: &Body,
-        segment: usize,
-    ) -> Result<(), Error> {
+    pub(crate) fn bind(&mut self, run: &mut Run, info: &BodyInfo, body: &Body, segment: usize) -> Result<(), Error> {
         let about = &info.segments[segment];
         let state = &mut self.segments[segment];
         state.uses += 1;
-        let holds = |b: &Binding| {
-            about.symbols.iter().zip(&b.key).all(|(s, v)| run.symbols[*s as usize] == *v)
-        };
+        let holds = |b: &Binding| about.symbols.iter().zip(&b.key).all(|(s, v)| run.symbols[*s as usize] == *v);
         let found = match state.current {
             Some(i) if holds(&state.bindings[i]) => i,
             _ => {
@@ -178,14 +164,7 @@ impl Frame {
     }
 
     /// Makes a binding the current one: sizes, and addresses of what the runtime places.
-    fn adopt(
-        &mut self,
-        run: &mut Run,
-        info: &BodyInfo,
-        body: &Body,
-        segment: usize,
-        index: usize,
-    ) -> Result<(), Error> {
+    fn adopt(&mut self, run: &mut Run, info: &BodyInfo, body: &Body, segment: usize, index: usize) -> Result<(), Error> {
         let state = &mut self.segments[segment];
         state.current = None;
         let binding = &state.bindings[index];
@@ -221,14 +200,7 @@ impl Frame {
     }
 
     /// Addresses of outputs that the caller receives, and of views of what is given from outside.
-    fn place_given(
-        &mut self,
-        run: &mut Run,
-        info: &BodyInfo,
-        body: &Body,
-        segment: usize,
-        index: usize,
-    ) -> Result<(), Error> {
+    fn place_given(&mut self, run: &mut Run, info: &BodyInfo, body: &Body, segment: usize, index: usize) -> Result<(), Error> {
         for (k, id) in info.segments[segment].buffers.iter().enumerate() {
             let about = &info.buffers[id.index()];
             if about.memory != Memory::Given {
@@ -239,8 +211,7 @@ impl Frame {
                 BufferKind::Output(n) => {
                     let n = *n as usize;
                     let shape = &self.dims[about.dims.clone()];
-                    self.address[id.index()] =
-                        run.backend.output(n, buffer.dtype, shape, &mut run.outputs[n])?;
+                    self.address[id.index()] = run.backend.output(n, buffer.dtype, shape, &mut run.outputs[n])?;
                 }
                 BufferKind::View { of, .. } => {
                     let offset = self.segments[segment].bindings[index].offsets[k];
@@ -257,13 +228,7 @@ impl Frame {
 }
 
 /// A view may not reach beyond the buffer it is part of.
-fn check_view(
-    id: usize,
-    start: u64,
-    bytes: usize,
-    root: u64,
-    root_bytes: usize,
-) -> Result<(), Error> {
+fn check_view(id: usize, start: u64, bytes: usize, root: u64, root_bytes: usize) -> Result<(), Error> {
     let end = ((start - root) as usize).checked_add(bytes);
     if end.is_some_and(|end| end <= root_bytes) {
         return Ok(());
@@ -285,8 +250,7 @@ impl SegmentState {
 }
 
 fn eval(run: &Run, expr: &DimExpr, what: &str) -> Result<i64, Error> {
-    expr.eval(run.symbols)
-        .map_err(|source| Error::Size { what: format!("{what} `{expr}`"), source })
+    expr.eval(run.symbols).map_err(|source| Error::Size { what: format!("{what} `{expr}`"), source })
 }
 
 fn eval_size(run: &Run, expr: &DimExpr, what: &str) -> Result<usize, Error> {
@@ -330,8 +294,7 @@ impl Binding {
                 requests.push(Request { bytes, first, last });
             }
         }
-        let layout = place(&requests)
-            .ok_or_else(|| Error::Plan("its buffers exceed the address space".into()))?;
+        let layout = place(&requests).ok_or_else(|| Error::Plan("its buffers exceed the address space".into()))?;
         binding.arena_bytes = layout.bytes;
         for (k, offset) in wanting.into_iter().zip(layout.offsets) {
             binding.offsets[k] = offset;
@@ -339,8 +302,7 @@ impl Binding {
         for i in about.steps.clone() {
             let launch = match &body.steps[i] {
                 Step::Launch { kernel, dims, .. } => {
-                    let evaluated: Result<_, _> =
-                        dims.iter().map(|d| eval(run, d, "a size")).collect();
+                    let evaluated: Result<_, _> = dims.iter().map(|d| eval(run, d, "a size")).collect();
                     let about = &run.plan.kernels[kernel.index()];
                     let shape = launch_shape(run, about)?;
                     Some(Launch { kernel: *kernel, dims: evaluated?, shape })
@@ -370,18 +332,11 @@ fn launch_shape(run: &Run, kernel: &Kernel) -> Result<LaunchShape, Error> {
             let mut grid = [0; 3];
             for (to, expr) in grid.iter_mut().zip(&gpu.grid) {
                 let value = eval(run, expr, "the grid").map_err(fail)?;
-                *to = u32::try_from(value)
-                    .map_err(|_| fail(Error::Plan(format!("a grid of {value} blocks"))))?;
+                *to = u32::try_from(value).map_err(|_| fail(Error::Plan(format!("a grid of {value} blocks"))))?;
             }
-            let sizes = |list: &[DimExpr]| -> Result<Vec<u64>, Error> {
-                list.iter().map(|e| Ok(eval_size(run, e, "a tensor map")? as u64)).collect()
-            };
+            let sizes = |list: &[DimExpr]| -> Result<Vec<u64>, Error> { list.iter().map(|e| Ok(eval_size(run, e, "a tensor map")? as u64)).collect() };
             let maps = gpu.tensor_maps.iter().map(|m| {
-                Ok(MapShape {
-                    byte_offset: eval_size(run, &m.byte_offset, "a tensor map")? as u64,
-                    dims: sizes(&m.dims)?,
-                    strides: sizes(&m.strides)?,
-                })
+                Ok(MapShape { byte_offset: eval_size(run, &m.byte_offset, "a tensor map")? as u64, dims: sizes(&m.dims)?, strides: sizes(&m.strides)? })
             });
             let maps = maps.collect::<Result<_, _>>().map_err(fail)?;
             Ok(LaunchShape::Gpu(GpuShape { grid, maps }))

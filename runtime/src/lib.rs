@@ -42,9 +42,7 @@ mod validate;
 mod value;
 mod writer;
 
-pub use artifact::{
-    Artifact, FORMAT_VERSION, OLDEST_FORMAT, Segment, SegmentKind, content_hash,
-};
+pub use artifact::{Artifact, FORMAT_VERSION, OLDEST_FORMAT, Segment, SegmentKind, content_hash};
 pub use device::Device;
 pub use dim::{DimError, DimExpr};
 pub use dtype::DType;

@@ -90,8 +90,7 @@ mod tests {
 
     #[test]
     fn a_chain_needs_two_places() {
-        let chain: Vec<Request> =
-            (0..50).map(|i| Request { bytes: 1024, first: i, last: i + 1 }).collect();
+        let chain: Vec<Request> = (0..50).map(|i| Request { bytes: 1024, first: i, last: i + 1 }).collect();
         assert_eq!(place(&chain).unwrap().bytes, 2048);
         let huge = [Request { bytes: usize::MAX - 8, first: 0, last: 0 }];
         assert!(place(&huge).is_none());

@@ -78,13 +78,7 @@ impl Backend for Null {
         Ok(self.inputs[n])
     }
 
-    fn output(
-        &mut self,
-        n: usize,
-        dtype: DType,
-        shape: &[i64],
-        tensor: &mut Tensor,
-    ) -> Result<u64, Error> {
+    fn output(&mut self, n: usize, dtype: DType, shape: &[i64], tensor: &mut Tensor) -> Result<u64, Error> {
         tensor.reset_i64(dtype, shape)?;
         tensor.bytes_mut().fill(0);
         Ok(self.outputs[n])
@@ -107,7 +101,7 @@ impl Backend for Null {
             LaunchShape::Gpu(g) => {
                 write!(line, " grid {:?}", g.grid).ok();
                 for map in &g.maps {
-                    write!(line, " map {:?}/{:?}", map.dims, map.strides).ok();
+                    write!(line, " map {:?}/{:?}+{}", map.dims, map.strides, map.byte_offset).ok();
                 }
             }
         }

@@ -113,14 +113,7 @@ impl Pool {
     /// A pool of so many threads, the caller's included.
     pub(crate) fn new(threads: usize) -> Result<Pool, Error> {
         let threads = threads.clamp(1, 1024);
-        let idle = Region {
-            kernel: nothing,
-            bufs: std::ptr::null(),
-            stride: 0,
-            dims: std::ptr::null(),
-            extent: 0,
-            grain: 1,
-        };
+        let idle = Region { kernel: nothing, bufs: std::ptr::null(), stride: 0, dims: std::ptr::null(), extent: 0, grain: 1 };
         let shared = Arc::new(Shared {
             region: UnsafeCell::new(Split { region: idle, units: 0, width: 1, chunks: 1 }),
             number: Padded(AtomicU32::new(0)),
@@ -134,14 +127,11 @@ impl Pool {
         let mut workers = Vec::new();
         for id in 1..threads {
             let shared = shared.clone();
-            let worker = std::thread::Builder::new()
-                .name(format!("pavage-{id}"))
-                .spawn(move || shared.work(id))
-                .map_err(|e| Error::Device {
-                    device: "cpu".into(),
-                    what: "starting a thread".into(),
-                    why: e.to_string(),
-                })?;
+            let worker = std::thread::Builder::new().name(format!("pavage-{id}")).spawn(move || shared.work(id)).map_err(|e| Error::Device {
+                device: "cpu".into(),
+                what: "starting a thread".into(),
+                why: e.to_string(),
+            })?;
             workers.push(worker);
         }
         let cores = std::thread::available_parallelism().map_or(threads, |n| n.get());
@@ -309,8 +299,7 @@ impl Shared {
             spins = spins.wrapping_add(1);
             // A look at the clock costs about as much as one pause.
             if spins.is_multiple_of(32) {
-                let patience =
-                    if self.in_run.load(Relaxed) { SPIN_IN_RUN } else { SPIN_AFTER_RUN };
+                let patience = if self.in_run.load(Relaxed) { SPIN_IN_RUN } else { SPIN_AFTER_RUN };
                 if since.elapsed() > patience {
                     self.sleep(me, seen);
                     since = Instant::now();
@@ -336,13 +325,7 @@ impl Shared {
 fn futex(word: &AtomicU32, what: i32, value: u32) {
     // SAFETY: the word outlives the call; a wait without timeout or a wake has no other argument.
     unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            what | libc::FUTEX_PRIVATE_FLAG,
-            value,
-            std::ptr::null::<libc::timespec>(),
-        );
+        libc::syscall(libc::SYS_futex, word.as_ptr(), what | libc::FUTEX_PRIVATE_FLAG, value, std::ptr::null::<libc::timespec>());
     }
 }
 
@@ -367,14 +350,7 @@ mod tests {
         let mut counts = vec![0i64; extent as usize];
         let calls = AtomicU64::new(0);
         let bufs = [counts.as_mut_ptr().cast::<u8>(), calls.as_ptr().cast::<u8>()];
-        let region = Region {
-            kernel: bump,
-            bufs: bufs.as_ptr(),
-            stride: 0,
-            dims: std::ptr::null(),
-            extent,
-            grain,
-        };
+        let region = Region { kernel: bump, bufs: bufs.as_ptr(), stride: 0, dims: std::ptr::null(), extent, grain };
         // SAFETY: `bump` gets what it needs, and slices do not overlap.
         unsafe { pool.run(region, unit_ps) };
         assert!(counts.iter().all(|c| *c == 1), "{extent} by {grain}: {counts:?}");

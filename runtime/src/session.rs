@@ -1,7 +1,7 @@
 //! `Session`: one plan of an artifact, loaded on a device, bound to shapes as they come.
 use crate::analysis::{BodyInfo, analyse};
 use crate::artifact::Artifact;
-use crate::backend::{Backend, Recording};
+use crate::backend::{Backend, Replay};
 use crate::cpu::{self, Cpu};
 use crate::device::Device;
 use crate::error::Shape;
@@ -9,7 +9,8 @@ use crate::exec::{LaunchTime, Run};
 use crate::frame::Frame;
 use crate::null::Null;
 use crate::plan::{BufferKind, CodeKind, Plan, Port, Step};
-use crate::value::{Outputs, Value};
+use crate::tensor::Tensor;
+use crate::value::{DeviceBuffer, Outputs, Value};
 use crate::{DimExpr, Error};
 use std::sync::Arc;
 
@@ -69,12 +70,7 @@ impl Artifact {
 /// The plan to run: the best that the device can, among those of the name.
 fn choose<'a>(artifact: &'a Artifact, device: Device, options: &Options) -> Result<&'a Plan, Error> {
     let manifest = artifact.manifest();
-    let named: Vec<_> = manifest
-        .plans
-        .iter()
-        .filter(|p| p.name == options.plan)
-        .map(|p| (p, &manifest.codes[p.code as usize]))
-        .collect();
+    let named: Vec<_> = manifest.plans.iter().filter(|p| p.name == options.plan).map(|p| (p, &manifest.codes[p.code as usize])).collect();
     if named.is_empty() {
         let mut have: Vec<&str> = manifest.plans.iter().map(|p| p.name.as_str()).collect();
         have.sort_unstable();
@@ -82,11 +78,7 @@ fn choose<'a>(artifact: &'a Artifact, device: Device, options: &Options) -> Resu
         let (name, have) = (options.plan.clone(), have.into_iter().collect());
         return Err(Error::NoSuchPlan { name, have });
     }
-    let wanted: Vec<_> = named
-        .iter()
-        .copied()
-        .filter(|(p, _)| options.target.as_ref().is_none_or(|t| *t == p.target))
-        .collect();
+    let wanted: Vec<_> = named.iter().copied().filter(|(p, _)| options.target.as_ref().is_none_or(|t| *t == p.target)).collect();
     if wanted.is_empty() {
         return Err(Error::NoCode {
             plan: options.plan.clone(),
@@ -203,6 +195,11 @@ impl Session {
         &self.symbols
     }
 
+    /// Puts a tensor in the memory of the session's GPU, to be an input as often as wanted.
+    pub fn upload(&mut self, tensor: &Tensor) -> Result<DeviceBuffer, Error> {
+        self.backend.upload(&tensor.view())
+    }
+
     /// What the null device was asked to do since the last call; empty on other devices.
     pub fn take_log(&mut self) -> Vec<String> {
         self.backend.take_log()
@@ -236,11 +233,7 @@ impl Session {
 
     /// Runs the model into tensors that are kept: with the shapes of the run before, nothing is
     /// allocated.
-    pub fn run_into<'v, V>(
-        &mut self,
-        inputs: &[(&str, V)],
-        outputs: &mut Outputs,
-    ) -> Result<(), Error>
+    pub fn run_into<'v, V>(&mut self, inputs: &[(&str, V)], outputs: &mut Outputs) -> Result<(), Error>
     where
         V: Copy + Into<Value<'v>>,
     {
@@ -250,11 +243,7 @@ impl Session {
     }
 
     /// Runs the model and times each launch, in order; slower than [`Session::run`].
-    pub fn run_timed<'v, V>(
-        &mut self,
-        inputs: &[(&str, V)],
-        outputs: &mut Outputs,
-    ) -> Result<Vec<LaunchTime>, Error>
+    pub fn run_timed<'v, V>(&mut self, inputs: &[(&str, V)], outputs: &mut Outputs) -> Result<Vec<LaunchTime>, Error>
     where
         V: Copy + Into<Value<'v>>,
     {
@@ -280,12 +269,7 @@ impl Session {
         if n > ports.len() { Err(Error::RepeatedInput(last.into())) } else { Ok(()) }
     }
 
-    fn run_with<'v>(
-        &mut self,
-        input: &dyn Fn(&str) -> Option<Value<'v>>,
-        outputs: &mut Outputs,
-        times: Option<&mut Vec<LaunchTime>>,
-    ) -> Result<(), Error> {
+    fn run_with<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, times: Option<&mut Vec<LaunchTime>>) -> Result<(), Error> {
         if let Some(why) = &self.closed {
             return Err(Error::Closed(why.clone()));
         }
@@ -310,11 +294,7 @@ impl Session {
         for port in &manifest.inputs {
             let value = input(&port.name).ok_or_else(|| Error::MissingInput(port.name.clone()))?;
             if value.dtype() != port.dtype {
-                return Err(Error::InputDType {
-                    input: port.name.clone(),
-                    expected: port.dtype,
-                    found: value.dtype(),
-                });
+                return Err(Error::InputDType { input: port.name.clone(), expected: port.dtype, found: value.dtype() });
             }
             if value.shape().len() != port.dims.len() {
                 return Err(self.shape_error(port, &value, None));
@@ -344,27 +324,16 @@ impl Session {
         for port in &manifest.inputs {
             let Some(value) = input(&port.name) else { continue };
             for (dim, extent) in port.dims.iter().zip(value.shape()) {
-                let expected = dim.eval(&self.symbols).map_err(|source| Error::Size {
-                    what: format!("input `{}`", port.name),
-                    source,
-                })?;
+                let expected = dim.eval(&self.symbols).map_err(|source| Error::Size { what: format!("input `{}`", port.name), source })?;
                 if expected != *extent as i64 {
                     return Err(self.shape_error(port, &value, Some((dim, expected))));
                 }
             }
         }
         for guard in &manifest.guards {
-            let value = guard.expr.eval(&self.symbols).map_err(|source| Error::Size {
-                what: format!("guard `{}`", guard.message),
-                source,
-            })?;
+            let value = guard.expr.eval(&self.symbols).map_err(|source| Error::Size { what: format!("guard `{}`", guard.message), source })?;
             if value < guard.min || value > guard.max {
-                return Err(Error::Guard {
-                    message: guard.message.clone(),
-                    value,
-                    min: guard.min,
-                    max: guard.max,
-                });
+                return Err(Error::Guard { message: guard.message.clone(), value, min: guard.min, max: guard.max });
             }
         }
         Ok(())
@@ -373,29 +342,16 @@ impl Session {
     fn shape_error(&self, port: &Port, value: &Value, at: Option<(&DimExpr, i64)>) -> Error {
         let manifest = self.artifact.manifest();
         let names: Vec<&str> = manifest.symbols.iter().map(|s| s.name.as_str()).collect();
-        let dims: Vec<String> =
-            port.dims.iter().map(|d| d.with_names(&names).to_string()).collect();
+        let dims: Vec<String> = port.dims.iter().map(|d| d.with_names(&names).to_string()).collect();
         let why = at.filter(|(dim, _)| dim.as_const().is_none()).map(|(dim, expected)| {
-            let other = manifest.inputs.iter().find(|p| {
-                p.name != port.name && dim.symbols().iter().any(|s| p.dims.contains(&DimExpr::Sym(*s)))
-            });
+            let other = manifest.inputs.iter().find(|p| p.name != port.name && dim.symbols().iter().any(|s| p.dims.contains(&DimExpr::Sym(*s))));
             let from = other.map_or(String::new(), |p| format!(", by input `{}`", p.name));
             format!("{} is {expected}{from}", dim.with_names(&names))
         });
-        Error::InputShape {
-            input: port.name.clone(),
-            expected: format!("[{}]", dims.join(" x ")),
-            found: Shape(value.shape().to_vec()),
-            why,
-        }
+        Error::InputShape { input: port.name.clone(), expected: format!("[{}]", dims.join(" x ")), found: Shape(value.shape().to_vec()), why }
     }
 
-    fn run_bound<'v>(
-        &mut self,
-        input: &dyn Fn(&str) -> Option<Value<'v>>,
-        outputs: &mut Outputs,
-        times: Option<&mut Vec<LaunchTime>>,
-    ) -> Result<(), Error> {
+    fn run_bound<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, times: Option<&mut Vec<LaunchTime>>) -> Result<(), Error> {
         let manifest = self.artifact.manifest();
         let plan = &manifest.plans[self.plan];
         let (body, info, frame) = (&plan.body, &self.info, &mut self.frame);
@@ -404,9 +360,7 @@ impl Session {
         for (n, (port, id)) in manifest.inputs.iter().zip(&body.inputs).enumerate() {
             let value = input(&port.name).ok_or_else(|| Error::MissingInput(port.name.clone()))?;
             frame.address[id.index()] = self.backend.input(n, &value).map_err(|e| match e {
-                Error::WrongDevice { found, session, .. } => {
-                    Error::WrongDevice { input: port.name.clone(), found, session }
-                }
+                Error::WrongDevice { found, session, .. } => Error::WrongDevice { input: port.name.clone(), found, session },
                 other => other,
             })?;
         }
@@ -425,12 +379,11 @@ impl Session {
         // Places first, so that a recording has nothing but work in it.
         frame.bind(&mut run, info, body, 0)?;
         let key = frame.binding(0);
-        let recording =
-            if timed { Recording::Off } else { run.backend.record(key)? };
-        if !matches!(recording, Recording::Replayed) {
+        let recording = if timed { Replay::Off } else { run.backend.record(key)? };
+        if !matches!(recording, Replay::Done) {
             run.body(info, body, frame)?;
         }
-        if matches!(recording, Recording::Recording) {
+        if matches!(recording, Replay::Record) {
             run.backend.recorded(key)?;
         }
         // Outputs that no kernel could write where they belong.

@@ -27,10 +27,7 @@ macro_rules! elements {
         unsafe impl Element for $Rust { const DTYPE: DType = DType::$Name; }
     )* };
 }
-elements!(
-    f64 = F64, f32 = F32, f16 = F16, bf16 = BF16, i64 = I64, i32 = I32, i16 = I16, i8 = I8,
-    u64 = U64, u32 = U32, u16 = U16, u8 = U8
-);
+elements!(f64 = F64, f32 = F32, f16 = F16, bf16 = BF16, i64 = I64, i32 = I32, i16 = I16, i8 = I8, u64 = U64, u32 = U32, u16 = U16, u8 = U8);
 
 /// Bytes of a dense tensor.
 pub(crate) fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, Error> {
@@ -60,9 +57,7 @@ impl Tensor {
     /// A tensor with these elements, row-major.
     pub fn from_slice<T: Element>(shape: &[usize], elements: &[T]) -> Result<Self, Error> {
         // SAFETY: an `Element` is plain bytes.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements))
-        };
+        let bytes = unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
         Tensor::from_bytes(T::DTYPE, shape, bytes)
     }
 
@@ -173,9 +168,7 @@ impl<'a> TensorRef<'a> {
     /// The elements as a tensor; an error when they are too few or too many.
     pub fn from_slice<T: Element>(shape: &'a [usize], elements: &'a [T]) -> Result<Self, Error> {
         // SAFETY: an `Element` is plain bytes.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements))
-        };
+        let bytes = unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
         TensorRef::new(T::DTYPE, shape, bytes)
     }
 

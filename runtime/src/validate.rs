@@ -17,13 +17,10 @@ fn need(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
 fn check(manifest: &Manifest, segments: &[Segment]) -> Result<(), String> {
     let has = |index: u32, kind| segments.get(index as usize).is_some_and(|s| s.kind == kind);
     for code in &manifest.codes {
-        need(has(code.segment, SegmentKind::Code), || {
-            format!("code for {}: segment {} is no code", code.target, code.segment)
-        })?;
+        need(has(code.segment, SegmentKind::Code), || format!("code for {}: segment {} is no code", code.target, code.segment))?;
     }
     for tensor in &manifest.tensors {
-        check_tensor(tensor, segments)
-            .map_err(|e| format!("tensor `{}`: {e}", tensor.name))?;
+        check_tensor(tensor, segments).map_err(|e| format!("tensor `{}`: {e}", tensor.name))?;
     }
     for symbol in &manifest.symbols {
         need(symbol.min <= symbol.max, || format!("symbol `{}` has an empty range", symbol.name))?;
@@ -39,8 +36,7 @@ fn check(manifest: &Manifest, segments: &[Segment]) -> Result<(), String> {
         guard_is_about_inputs(&guard.expr, manifest)?;
     }
     for plan in &manifest.plans {
-        check_plan(manifest, plan)
-            .map_err(|e| format!("plan `{}` for {}: {e}", plan.name, plan.target))?;
+        check_plan(manifest, plan).map_err(|e| format!("plan `{}` for {}: {e}", plan.name, plan.target))?;
     }
     Ok(())
 }
@@ -61,29 +57,20 @@ fn symbols_exist(expr: &DimExpr, manifest: &Manifest) -> Result<(), String> {
 }
 
 fn guard_is_about_inputs(expr: &DimExpr, manifest: &Manifest) -> Result<(), String> {
-    let from_input = |s: &u32| {
-        manifest.inputs.iter().flat_map(|p| &p.dims).any(|d| *d == DimExpr::Sym(*s))
-    };
-    need(expr.symbols().iter().all(from_input), || {
-        format!("guard `{expr}` is about a size that no input defines")
-    })
+    let from_input = |s: &u32| manifest.inputs.iter().flat_map(|p| &p.dims).any(|d| *d == DimExpr::Sym(*s));
+    need(expr.symbols().iter().all(from_input), || format!("guard `{expr}` is about a size that no input defines"))
 }
 
 fn check_tensor(tensor: &TensorEntry, segments: &[Segment]) -> Result<(), String> {
     let count = tensor.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-    let expected = count
-        .and_then(|n| usize::try_from(n).ok())
-        .and_then(|n| tensor.dtype.bytes(n))
-        .ok_or("its shape overflows")? as u64;
+    let expected = count.and_then(|n| usize::try_from(n).ok()).and_then(|n| tensor.dtype.bytes(n)).ok_or("its shape overflows")? as u64;
     let len = match &tensor.data {
         TensorData::Embedded { segment, offset, len } => {
             let home = segments.get(*segment as usize).filter(|s| s.kind == SegmentKind::Weights);
             let home = home.ok_or_else(|| format!("segment {segment} holds no weights"))?;
             let inside = offset.checked_add(*len).is_some_and(|end| end <= home.len);
             need(inside, || format!("{offset}+{len} lies beyond {} bytes", home.len))?;
-            need(offset.is_multiple_of(TENSOR_ALIGN as u64), || {
-                format!("offset {offset} is no multiple of {TENSOR_ALIGN}")
-            })?;
+            need(offset.is_multiple_of(TENSOR_ALIGN as u64), || format!("offset {offset} is no multiple of {TENSOR_ALIGN}"))?;
             len
         }
         TensorData::External { offset, len, .. } => {
@@ -123,12 +110,8 @@ fn check_gpu(kernel: &Kernel, gpu: &GpuLaunch) -> Result<(), String> {
     let product = |sizes: &[u32; 3]| sizes.iter().map(|n| u64::from(*n)).product::<u64>();
     // No factor may pass 65535, so that the products cannot wrap.
     let small = |sizes: &[u32; 3]| sizes.iter().all(|n| *n < 1 << 16);
-    need(small(&gpu.block) && (1..=1024).contains(&product(&gpu.block)), || {
-        format!("a block of {:?} threads", gpu.block)
-    })?;
-    need(small(&gpu.cluster) && (1..=16).contains(&product(&gpu.cluster)), || {
-        format!("a cluster of {:?} blocks", gpu.cluster)
-    })?;
+    need(small(&gpu.block) && (1..=1024).contains(&product(&gpu.block)), || format!("a block of {:?} threads", gpu.block))?;
+    need(small(&gpu.cluster) && (1..=16).contains(&product(&gpu.cluster)), || format!("a cluster of {:?} blocks", gpu.cluster))?;
     for map in &gpu.tensor_maps {
         let rank = map.dims.len();
         let fits = map.arg < kernel.n_args

@@ -67,13 +67,7 @@ impl DeviceBuffer {
     /// While the buffer exists, the address holds a tensor of this type and shape in that
     /// device's primary context, and nobody writes to it during a run.
     pub unsafe fn from_raw(device: &str, address: u64, dtype: DType, shape: &[usize]) -> Self {
-        DeviceBuffer {
-            device: device.into(),
-            address,
-            dtype,
-            shape: shape.to_vec(),
-            _owner: None,
-        }
+        DeviceBuffer { device: device.into(), address, dtype, shape: shape.to_vec(), _owner: None }
     }
 
     /// The device's name: `cuda:0`.

@@ -1,8 +1,5 @@
 //! `Writer`: the same content gives the same bytes.
-use crate::artifact::{
-    ENTRY_LEN, FORMAT_VERSION, HEADER_LEN, MAGIC, SEGMENT_ALIGN, Segment, SegmentKind,
-    TENSOR_ALIGN, checksum,
-};
+use crate::artifact::{ENTRY_LEN, FORMAT_VERSION, HEADER_LEN, MAGIC, SEGMENT_ALIGN, Segment, SegmentKind, TENSOR_ALIGN, checksum};
 use crate::plan::{CodeEntry, CodeKind, Manifest, TensorData, TensorEntry};
 use crate::{DType, Error, validate};
 use std::borrow::Cow;
@@ -31,32 +28,15 @@ impl<'a> Writer<'a> {
 
     /// Adds code; the index is what [`Plan::code`](crate::plan::Plan::code) holds. `features`:
     /// see [`CodeEntry::features`].
-    pub fn add_code(
-        &mut self,
-        target: &str,
-        kind: CodeKind,
-        features: &[String],
-        bytes: impl Into<Cow<'a, [u8]>>,
-    ) -> u32 {
+    pub fn add_code(&mut self, target: &str, kind: CodeKind, features: &[String], bytes: impl Into<Cow<'a, [u8]>>) -> u32 {
         let index = self.codes.len() as u32;
-        let entry = CodeEntry {
-            target: target.into(),
-            kind,
-            segment: 1 + index,
-            features: features.to_vec(),
-        };
+        let entry = CodeEntry { target: target.into(), kind, segment: 1 + index, features: features.to_vec() };
         self.codes.push((entry, bytes.into()));
         index
     }
 
     /// Adds a constant; the index is what `BufferKind::Const` holds. Equal bytes are stored once.
-    pub fn add_tensor(
-        &mut self,
-        name: &str,
-        dtype: DType,
-        shape: &[u64],
-        bytes: impl Into<Cow<'a, [u8]>>,
-    ) -> u32 {
+    pub fn add_tensor(&mut self, name: &str, dtype: DType, shape: &[u64], bytes: impl Into<Cow<'a, [u8]>>) -> u32 {
         let bytes = bytes.into();
         let blob = *self.by_hash.entry(blake3::hash(&bytes)).or_insert_with(|| {
             let offset = self.weights_len.next_multiple_of(TENSOR_ALIGN as u64);
@@ -71,14 +51,7 @@ impl<'a> Writer<'a> {
 
     /// Adds a constant that stays in another file, in the folder of the artifact. `hash` is
     /// [`content_hash`](crate::content_hash) of its bytes.
-    pub fn add_external(
-        &mut self,
-        name: &str,
-        dtype: DType,
-        shape: &[u64],
-        data: (&str, u64, u64),
-        hash: &str,
-    ) -> u32 {
+    pub fn add_external(&mut self, name: &str, dtype: DType, shape: &[u64], data: (&str, u64, u64), hash: &str) -> u32 {
         let (path, offset, len) = data;
         let data = TensorData::External { path: path.into(), offset, len, hash: hash.into() };
         self.push_tensor(name, dtype, shape, data)
@@ -100,8 +73,7 @@ impl<'a> Writer<'a> {
         }
         manifest.tensors = self.tensors;
         manifest.codes = self.codes.iter().map(|(entry, _)| entry.clone()).collect();
-        let json = serde_json::to_vec(&manifest)
-            .map_err(|e| Error::Damaged(format!("the manifest cannot be written: {e}")))?;
+        let json = serde_json::to_vec(&manifest).map_err(|e| Error::Damaged(format!("the manifest cannot be written: {e}")))?;
 
         let n_segments = 2 + self.codes.len();
         let mut at = (HEADER_LEN + n_segments * ENTRY_LEN) as u64;
@@ -173,10 +145,7 @@ fn io_error(source: std::io::Error) -> Error {
     Error::Io { path: "artifact".into(), source }
 }
 
-fn write_weights(
-    blobs: &[(u64, Cow<'_, [u8]>)],
-    put: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
-) -> std::io::Result<()> {
+fn write_weights(blobs: &[(u64, Cow<'_, [u8]>)], put: &mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut at = 0;
     for (offset, bytes) in blobs {
         put(&[0; TENSOR_ALIGN][..(offset - at) as usize])?;

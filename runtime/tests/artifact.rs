@@ -2,10 +2,7 @@
 mod common;
 use common::*;
 use pavage_runtime::plan::*;
-use pavage_runtime::{
-    Artifact, DType, Device, DimExpr, Error, FORMAT_VERSION, Options, SegmentKind, Writer,
-    content_hash,
-};
+use pavage_runtime::{Artifact, DType, Device, DimExpr, Error, FORMAT_VERSION, Options, SegmentKind, Writer, content_hash};
 
 fn small_bytes() -> Vec<u8> {
     let (writer, manifest) = small_model();
@@ -116,8 +113,7 @@ fn mutated_manifests_never_panic() {
     for _ in 0..4000 {
         let mut text = json.clone().into_bytes();
         for _ in 0..1 + random(3) {
-            let digits: Vec<usize> =
-                (0..text.len()).filter(|i| text[*i].is_ascii_digit()).collect();
+            let digits: Vec<usize> = (0..text.len()).filter(|i| text[*i].is_ascii_digit()).collect();
             let at = digits[random(digits.len())];
             match random(4) {
                 0 => text[at] = b'0' + random(10) as u8,
@@ -146,20 +142,13 @@ fn mutated_manifests_never_panic() {
 fn nested_plans() -> Vec<Plan> {
     let shape = [s(0), c(8)];
     let branch = || Body {
-        buffers: vec![
-            floats(&shape, BufferKind::Captured(id(0))),
-            floats(&shape, BufferKind::Output(0)),
-        ],
+        buffers: vec![floats(&shape, BufferKind::Captured(id(0))), floats(&shape, BufferKind::Output(0))],
         steps: vec![Step::Copy { from: id(0), to: id(1) }],
         inputs: vec![],
         outputs: ids(&[1]),
     };
     let inner = Body {
-        buffers: vec![
-            buffer(DType::I64, &[], BufferKind::Input(0)),
-            buffer(DType::Bool, &[], BufferKind::Input(1)),
-            floats(&shape, BufferKind::Input(2)),
-        ],
+        buffers: vec![buffer(DType::I64, &[], BufferKind::Input(0)), buffer(DType::Bool, &[], BufferKind::Input(1)), floats(&shape, BufferKind::Input(2))],
         steps: vec![],
         inputs: ids(&[0, 1, 2]),
         outputs: ids(&[1, 2, 2]),
@@ -177,19 +166,8 @@ fn nested_plans() -> Vec<Plan> {
         ],
         steps: vec![
             launch(0, &[2], &[]),
-            Step::If {
-                cond: id(2),
-                then_body: branch().into(),
-                else_body: branch().into(),
-                outputs: ids(&[4]),
-            },
-            Step::Loop {
-                trip: Some(id(3)),
-                cond: None,
-                body: inner.into(),
-                carried: ids(&[4]),
-                outputs: ids(&[7, 5]),
-            },
+            Step::If { cond: id(2), then_body: branch().into(), else_body: branch().into(), outputs: ids(&[4]) },
+            Step::Loop { trip: Some(id(3)), cond: None, body: inner.into(), carried: ids(&[4]), outputs: ids(&[7, 5]) },
         ],
         inputs: ids(&[0, 1]),
         outputs: ids(&[7]),
@@ -202,10 +180,7 @@ fn a_newer_format_says_what_to_do() {
     let mut bytes = small_bytes();
     bytes[8..12].copy_from_slice(&(FORMAT_VERSION + 2).to_le_bytes());
     let error = Artifact::from_bytes(&bytes).err().unwrap();
-    assert_eq!(
-        error.to_string(),
-        "this artifact is format 3, this runtime reads 1..=1: update pavage-runtime"
-    );
+    assert_eq!(error.to_string(), "this artifact is format 3, this runtime reads 1..=1: update pavage-runtime");
     let error = Artifact::from_bytes(b"\x7fELF and so on").err().unwrap();
     assert_eq!(error.to_string(), "not a Pavage artifact: it does not begin with PAVAGE");
 }
@@ -260,8 +235,7 @@ fn weights_in_other_files_stay_in_the_folder() {
     let folder = folder("external");
     let bytes = [vec![9u8; 3], noise_bytes(3, 1)].concat();
     std::fs::write(folder.join("weights.bin"), &bytes).unwrap();
-    std::fs::write(folder.join("..").join(format!("pavage-out-{}", std::process::id())), b"0123456")
-        .unwrap();
+    std::fs::write(folder.join("..").join(format!("pavage-out-{}", std::process::id())), b"0123456").unwrap();
     let outside = format!("pavage-out-{}", std::process::id());
     std::os::unix::fs::symlink(folder.join("..").join(&outside), folder.join("link")).unwrap();
     let save = |path: &str, offset: u64, hash: &str| {
@@ -326,14 +300,8 @@ fn a_plan_that_does_not_hold_together_is_refused_when_written() {
         (&|m| m.outputs[0].dims[0] = s(9), "no symbol 9"),
         (&|m| m.inputs[1].name = "a".into(), "two inputs are called `a`"),
         (&|m| m.plans[2].body.buffers[3].dtype = DType::I32, "is no i64 scalar"),
-        (
-            &|m| m.plans[2].body.steps[0] = Step::Copy { from: id(1), to: id(0) },
-            "buffer 0 is read only",
-        ),
-        (
-            &|m| m.plans[2].body.steps[0] = Step::Bind { buffer: id(3), symbol: 0 },
-            "symbol 0 defined twice",
-        ),
+        (&|m| m.plans[2].body.steps[0] = Step::Copy { from: id(1), to: id(0) }, "buffer 0 is read only"),
+        (&|m| m.plans[2].body.steps[0] = Step::Bind { buffer: id(3), symbol: 0 }, "symbol 0 defined twice"),
     ];
     for (change, expect) in cases {
         let why = refuse(change);

@@ -34,8 +34,7 @@ fn a_bound_shape_runs_without_allocating() {
         let options = Options { plan: plan.into(), threads: 2, ..Options::default() };
         let mut session = artifact.session(Device::Cpu, options).unwrap();
         let mut outputs = session.new_outputs().unwrap();
-        let tensors: Vec<_> =
-            [600, 40, 200].map(|n| tensor(&[n, 8], &noise(n as u64, n * 8))).into();
+        let tensors: Vec<_> = [600, 40, 200].map(|n| tensor(&[n, 8], &noise(n as u64, n * 8))).into();
         for x in &tensors {
             session.run_into(&[("a", x), ("b", x)], &mut outputs).unwrap();
             let before = ALLOCATIONS.load(Ordering::Relaxed);

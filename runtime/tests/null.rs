@@ -15,10 +15,7 @@ fn launches_and_places_are_written_down() {
         assert_eq!(out[0].shape(), [n, 8]);
         session.take_log().join("\n")
     };
-    assert_eq!(
-        log("fused", 3),
-        "alloc arena0 0\nlaunch add_relu_scale [in0 in1 const0 out0] extent 24 grain 4"
-    );
+    assert_eq!(log("fused", 3), "alloc arena0 0\nlaunch add_relu_scale [in0 in1 const0 out0] extent 24 grain 4");
     assert_eq!(
         log("unfused", 100),
         "alloc arena0 6656\n\

@@ -77,27 +77,12 @@ fn requests_that_do_not_fit_are_told_why() {
     };
     assert_eq!(fails(&[("a", &x)]), "input `b` was given no value");
     assert_eq!(fails(&[("a", &x), ("b", &x), ("a", &x)]), "input `a` was given twice");
-    assert_eq!(
-        fails(&[("a", &x), ("c", &x)]),
-        "the model has no input `c`; its inputs are a and b"
-    );
-    assert_eq!(
-        fails(&[("a", &wide), ("b", &x)]),
-        "input `a`: the model takes [n x 8], got [2 x 9]"
-    );
-    assert_eq!(
-        fails(&[("a", &x), ("b", &three)]),
-        "input `b`: the model takes [n x 8], got [3 x 8] (n is 2, by input `a`)"
-    );
-    assert_eq!(
-        fails(&[("a", &x), ("b", &flat)]),
-        "input `b`: the model takes [n x 8], got [16]"
-    );
+    assert_eq!(fails(&[("a", &x), ("c", &x)]), "the model has no input `c`; its inputs are a and b");
+    assert_eq!(fails(&[("a", &wide), ("b", &x)]), "input `a`: the model takes [n x 8], got [2 x 9]");
+    assert_eq!(fails(&[("a", &x), ("b", &three)]), "input `b`: the model takes [n x 8], got [3 x 8] (n is 2, by input `a`)");
+    assert_eq!(fails(&[("a", &x), ("b", &flat)]), "input `b`: the model takes [n x 8], got [16]");
     assert_eq!(fails(&[("a", &x), ("b", &whole)]), "input `b`: the model takes f32, got i32");
-    assert_eq!(
-        fails(&[("a", &big), ("b", &big)]),
-        "input `a`: n is 10001, compiled for 1 to 10000"
-    );
+    assert_eq!(fails(&[("a", &big), ("b", &big)]), "input `a`: n is 10001, compiled for 1 to 10000");
     // And it still works.
     assert!(session.run(&[("a", &x), ("b", &x)]).is_ok());
 
@@ -106,10 +91,7 @@ fn requests_that_do_not_fit_are_told_why() {
     // SAFETY: the address is never used: the session refuses the buffer.
     let far = unsafe { pavage_runtime::DeviceBuffer::from_raw("cuda:0", 64, DType::F32, &[2, 8]) };
     let error = session.run(&[("a", Value::from(&far)), ("b", Value::from(&x))]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "input `a` is in the memory of cuda:0, the session runs on cpu"
-    );
+    assert_eq!(error.to_string(), "input `a` is in the memory of cuda:0, the session runs on cpu");
 }
 
 #[test]
@@ -133,10 +115,7 @@ fn scratch_is_each_threads_own() {
         cpu.grain = c(1);
     }
     let body = Body {
-        buffers: vec![
-            floats(&[s(0), s(1)], BufferKind::Input(0)),
-            floats(&[s(0)], BufferKind::Output(0)),
-        ],
+        buffers: vec![floats(&[s(0), s(1)], BufferKind::Input(0)), floats(&[s(0)], BufferKind::Output(0))],
         steps: vec![launch(0, &[0, 1], &[s(1)])],
         inputs: ids(&[0]),
         outputs: ids(&[1]),
@@ -170,20 +149,11 @@ fn sizes_computed_at_run_time_define_shapes() {
             floats(&[s(1)], BufferKind::Output(0)),
             floats(&[s(1)], BufferKind::Arena),
         ],
-        steps: vec![
-            launch(0, &[0, 1], &[s(0)]),
-            Step::Bind { buffer: id(1), symbol: 1 },
-            launch(1, &[0, 2], &[s(0)]),
-            launch(2, &[2, 2, 3], &[]),
-        ],
+        steps: vec![launch(0, &[0, 1], &[s(0)]), Step::Bind { buffer: id(1), symbol: 1 }, launch(1, &[0, 2], &[s(0)]), launch(2, &[2, 2, 3], &[])],
         inputs: ids(&[0]),
         outputs: ids(&[2, 3]),
     };
-    let kernels = vec![
-        kernel("count_positive", 2, 1, c(1)),
-        kernel("take_positive", 2, 1, c(1)),
-        kernel("add", 3, 0, s(1)),
-    ];
+    let kernels = vec![kernel("count_positive", 2, 1, c(1)), kernel("take_positive", 2, 1, c(1)), kernel("add", 3, 0, s(1))];
     let artifact = open(manifest(
         vec![symbol("n", 0, 1000), symbol("positive", 0, 100)],
         vec![port("x", DType::F32, &[s(0)])],
@@ -218,10 +188,7 @@ fn views_share_memory_and_concat_without_copies() {
             floats(&[two_n()], view(3, c(0))),
             floats(&[s(0)], view(2, c(0))),
         ],
-        steps: vec![
-            Step::Copy { from: id(0), to: id(1) },
-            launch(0, &[1, 5], &[]),
-        ],
+        steps: vec![Step::Copy { from: id(0), to: id(1) }, launch(0, &[1, 5], &[])],
         inputs: ids(&[0]),
         outputs: ids(&[3, 4]),
     };
@@ -247,11 +214,7 @@ fn views_share_memory_and_concat_without_copies() {
 fn a_view_beyond_its_buffer_is_an_error() {
     for kind in [BufferKind::Arena, BufferKind::Output(0)] {
         let body = Body {
-            buffers: vec![
-                floats(&[s(0)], BufferKind::Input(0)),
-                floats(&[s(0)], kind.clone()),
-                floats(&[s(0)], view(1, DimExpr::Add(vec![s(0), c(-4)]))),
-            ],
+            buffers: vec![floats(&[s(0)], BufferKind::Input(0)), floats(&[s(0)], kind.clone()), floats(&[s(0)], view(1, DimExpr::Add(vec![s(0), c(-4)])))],
             steps: vec![launch(0, &[0, 2], &[]), launch(0, &[0, 1], &[])],
             inputs: ids(&[0]),
             outputs: ids(&[1]),
@@ -275,23 +238,11 @@ fn a_view_beyond_its_buffer_is_an_error() {
 fn a_branch_is_chosen_by_data_and_may_change_the_shape() {
     // if sum(x) < limit { y = relu(x) } else { y = the positive elements of x }
     let capture = |n| floats(&[s(0)], BufferKind::Captured(id(n)));
-    let then_body = Body {
-        buffers: vec![capture(0), floats(&[s(0)], BufferKind::Output(0))],
-        steps: vec![launch(1, &[0, 1], &[])],
-        inputs: vec![],
-        outputs: ids(&[1]),
-    };
+    let then_body =
+        Body { buffers: vec![capture(0), floats(&[s(0)], BufferKind::Output(0))], steps: vec![launch(1, &[0, 1], &[])], inputs: vec![], outputs: ids(&[1]) };
     let else_body = Body {
-        buffers: vec![
-            capture(0),
-            buffer(DType::I64, &[], BufferKind::Arena),
-            floats(&[s(2)], BufferKind::Arena),
-        ],
-        steps: vec![
-            launch(2, &[0, 1], &[s(0)]),
-            Step::Bind { buffer: id(1), symbol: 2 },
-            launch(3, &[0, 2], &[s(0)]),
-        ],
+        buffers: vec![capture(0), buffer(DType::I64, &[], BufferKind::Arena), floats(&[s(2)], BufferKind::Arena)],
+        steps: vec![launch(2, &[0, 1], &[s(0)]), Step::Bind { buffer: id(1), symbol: 2 }, launch(3, &[0, 2], &[s(0)])],
         inputs: vec![],
         outputs: ids(&[2]),
     };
@@ -305,12 +256,7 @@ fn a_branch_is_chosen_by_data_and_may_change_the_shape() {
         ],
         steps: vec![
             launch(0, &[0, 1, 2], &[s(0)]),
-            Step::If {
-                cond: id(2),
-                then_body: then_body.into(),
-                else_body: else_body.into(),
-                outputs: ids(&[3]),
-            },
+            Step::If { cond: id(2), then_body: then_body.into(), else_body: else_body.into(), outputs: ids(&[3]) },
             launch(4, &[3, 3, 4], &[]),
         ],
         inputs: ids(&[0, 1]),
@@ -330,14 +276,10 @@ fn a_branch_is_chosen_by_data_and_may_change_the_shape() {
         vec![plan("fused", kernels, body)],
     ));
     let mut session = artifact.session(Device::Cpu, options("fused", 2)).unwrap();
-    for (seed, n, limit) in [(1, 20, 1e9), (1, 20, -1e9), (2, 31, -1e9), (2, 31, 1e9), (3, 20, -1e9)]
-    {
+    for (seed, n, limit) in [(1, 20, 1e9), (1, 20, -1e9), (2, 31, -1e9), (2, 31, 1e9), (3, 20, -1e9)] {
         let x = noise(seed, n);
-        let expect: Vec<f32> = if limit > 0.0 {
-            x.iter().map(|v| v.max(0.0) * 2.0).collect()
-        } else {
-            x.iter().filter(|v| **v > 0.0).map(|v| v * 2.0).collect()
-        };
+        let expect: Vec<f32> =
+            if limit > 0.0 { x.iter().map(|v| v.max(0.0) * 2.0).collect() } else { x.iter().filter(|v| **v > 0.0).map(|v| v * 2.0).collect() };
         let (x, limit) = (tensor(&[n], &x), tensor(&[1], &[limit]));
         let out = session.run(&[("x", &x), ("limit", &limit)]).unwrap();
         assert_eq!(out["y"].as_slice::<f32>().unwrap(), expect);
@@ -360,12 +302,7 @@ fn loop_model() -> Artifact {
             floats(&[], BufferKind::Arena),
             floats(&[DimExpr::Add(vec![s(2), c(1)])], BufferKind::Output(3)),
         ],
-        steps: vec![
-            launch(0, &[2, 3, 7], &[]),
-            launch(1, &[3, 5, 6], &[s(0)]),
-            launch(2, &[0, 8], &[]),
-            launch(3, &[4, 8, 9], &[s(2)]),
-        ],
+        steps: vec![launch(0, &[2, 3, 7], &[]), launch(1, &[3, 5, 6], &[s(0)]), launch(2, &[0, 8], &[]), launch(3, &[4, 8, 9], &[s(2)])],
         inputs: ids(&[0, 1, 2, 3, 4]),
         // The first carried output is the second carried input as it stands.
         outputs: ids(&[6, 3, 7, 9, 2]),
@@ -382,22 +319,11 @@ fn loop_model() -> Artifact {
             floats(&[s(3)], BufferKind::Arena),
             floats(&[s(4), s(0)], BufferKind::Output(3)),
         ],
-        steps: vec![Step::Loop {
-            trip: Some(id(3)),
-            cond: None,
-            body: inner.into(),
-            carried: ids(&[0, 1, 4]),
-            outputs: ids(&[5, 6, 7, 8]),
-        }],
+        steps: vec![Step::Loop { trip: Some(id(3)), cond: None, body: inner.into(), carried: ids(&[0, 1, 4]), outputs: ids(&[5, 6, 7, 8]) }],
         inputs: ids(&[0, 1, 2, 3, 4]),
         outputs: ids(&[5, 6, 7, 8]),
     };
-    let kernels = vec![
-        kernel("add", 3, 0, s(0)),
-        kernel("sum_below", 3, 1, c(1)),
-        kernel("index_as_float", 2, 0, c(1)),
-        kernel("append", 3, 1, c(1)),
-    ];
+    let kernels = vec![kernel("add", 3, 0, s(0)), kernel("sum_below", 3, 1, c(1)), kernel("index_as_float", 2, 0, c(1)), kernel("append", 3, 1, c(1))];
     let names = ["n", "start", "grown", "end", "rounds"];
     open(manifest(
         names.map(|n| symbol(n, 0, 1000)).to_vec(),
@@ -408,12 +334,7 @@ fn loop_model() -> Artifact {
             port("trip", DType::I64, &[]),
             port("grown", DType::F32, &[s(1)]),
         ],
-        vec![
-            port("a", DType::F32, &[s(0)]),
-            port("b", DType::F32, &[s(0)]),
-            port("grown", DType::F32, &[s(3)]),
-            port("scan", DType::F32, &[s(4), s(0)]),
-        ],
+        vec![port("a", DType::F32, &[s(0)]), port("b", DType::F32, &[s(0)]), port("grown", DType::F32, &[s(3)]), port("scan", DType::F32, &[s(4), s(0)])],
         vec![plan("fused", kernels, body)],
     ))
 }
@@ -421,9 +342,7 @@ fn loop_model() -> Artifact {
 #[test]
 fn a_loop_carries_swaps_grows_stacks_and_stops() {
     let mut session = loop_model().session(Device::Cpu, options("fused", 2)).unwrap();
-    for (n, start, trip, limit) in
-        [(3, 2, 5, 1e9f32), (3, 2, 5, 1e9), (17, 0, 40, 9.0), (3, 4, 0, 1e9), (2, 1, 1, 1e9)]
-    {
+    for (n, start, trip, limit) in [(3, 2, 5, 1e9f32), (3, 2, 5, 1e9), (17, 0, 40, 9.0), (3, 4, 0, 1e9), (2, 1, 1, 1e9)] {
         let positive = |seed| noise(seed, n).iter().map(|v| v.abs()).collect::<Vec<f32>>();
         let (mut a, mut b, mut grown) = (positive(1), positive(2), noise(3, start));
         let inputs = [
@@ -477,10 +396,7 @@ fn sessions_run_side_by_side() {
 #[test]
 fn a_session_runs_its_own_code_though_names_are_equal() {
     let body = || Body {
-        buffers: vec![
-            floats(&[s(0)], BufferKind::Input(0)),
-            floats(&[s(0)], BufferKind::Output(0)),
-        ],
+        buffers: vec![floats(&[s(0)], BufferKind::Input(0)), floats(&[s(0)], BufferKind::Output(0))],
         steps: vec![launch(0, &[0, 1], &[])],
         inputs: ids(&[0]),
         outputs: ids(&[1]),

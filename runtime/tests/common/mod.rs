@@ -17,11 +17,8 @@ pub fn compile(file: &str) -> Vec<u8> {
     let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/common").join(file);
     let folder = folder(file);
     let object = folder.join("kernels.so");
-    let status = Command::new("cc")
-        .args(["-O2", "-shared", "-fPIC", "-nostdlib", "-ffp-contract=off", "-o"])
-        .args([&object, &source])
-        .status()
-        .expect("cc runs");
+    let status =
+        Command::new("cc").args(["-O2", "-shared", "-fPIC", "-nostdlib", "-ffp-contract=off", "-o"]).args([&object, &source]).status().expect("cc runs");
     assert!(status.success());
     let bytes = std::fs::read(&object).unwrap();
     std::fs::remove_dir_all(folder).ok();
@@ -89,31 +86,11 @@ pub fn launch(kernel: u32, args: &[u32], dims: &[DimExpr]) -> Step {
 }
 
 pub fn plan(name: &str, kernels: Vec<Kernel>, body: Body) -> Plan {
-    Plan {
-        name: name.into(),
-        target: "x86-64".into(),
-        code: 0,
-        cubin: None,
-        kernels,
-        body,
-        predicted_ns: 0.0,
-    }
+    Plan { name: name.into(), target: "x86-64".into(), code: 0, cubin: None, kernels, body, predicted_ns: 0.0 }
 }
 
-pub fn manifest(
-    symbols: Vec<Symbol>,
-    inputs: Vec<Port>,
-    outputs: Vec<Port>,
-    plans: Vec<Plan>,
-) -> Manifest {
-    Manifest {
-        producer: "test".into(),
-        symbols,
-        inputs,
-        outputs,
-        plans,
-        ..Manifest::default()
-    }
+pub fn manifest(symbols: Vec<Symbol>, inputs: Vec<Port>, outputs: Vec<Port>, plans: Vec<Plan>) -> Manifest {
+    Manifest { producer: "test".into(), symbols, inputs, outputs, plans, ..Manifest::default() }
 }
 
 /// A writer that holds the test kernels as code 0.
@@ -157,43 +134,22 @@ pub fn small_model() -> (Writer<'static>, Manifest) {
             floats(&shape, BufferKind::Output(0)),
         ]
     };
-    let fused = Body {
-        buffers: io(),
-        steps: vec![launch(0, &[0, 1, 2, 3], &[])],
-        inputs: ids(&[0, 1]),
-        outputs: ids(&[3]),
-    };
+    let fused = Body { buffers: io(), steps: vec![launch(0, &[0, 1, 2, 3], &[])], inputs: ids(&[0, 1]), outputs: ids(&[3]) };
     let mut buffers = io();
     buffers.push(floats(&shape, BufferKind::Arena));
     buffers.push(floats(&shape, BufferKind::Arena));
     let unfused = Body {
         buffers,
-        steps: vec![
-            launch(0, &[0, 1, 4], &[]),
-            launch(1, &[4, 5], &[]),
-            launch(2, &[5, 2, 3], &[]),
-        ],
+        steps: vec![launch(0, &[0, 1, 4], &[]), launch(1, &[4, 5], &[]), launch(2, &[5, 2, 3], &[])],
         inputs: ids(&[0, 1]),
         outputs: ids(&[3]),
     };
     let plans = vec![
         plan("fused", vec![kernel("add_relu_scale", 4, 0, all.clone())], fused),
-        plan(
-            "unfused",
-            vec![
-                kernel("add", 3, 0, all.clone()),
-                kernel("relu", 2, 0, all.clone()),
-                kernel("scale", 3, 0, all),
-            ],
-            unfused,
-        ),
+        plan("unfused", vec![kernel("add", 3, 0, all.clone()), kernel("relu", 2, 0, all.clone()), kernel("scale", 3, 0, all)], unfused),
     ];
-    let manifest = manifest(
-        vec![symbol("n", 1, 10_000)],
-        vec![port("a", DType::F32, &shape), port("b", DType::F32, &shape)],
-        vec![port("y", DType::F32, &shape)],
-        plans,
-    );
+    let manifest =
+        manifest(vec![symbol("n", 1, 10_000)], vec![port("a", DType::F32, &shape), port("b", DType::F32, &shape)], vec![port("y", DType::F32, &shape)], plans);
     (writer, manifest)
 }
 
