@@ -173,7 +173,8 @@ enum_attr! {
         Max = "max",
         /// Mean over the elements inside the input.
         Mean = "mean",
-        /// Sum over the elements inside the input divided by the size of the window.
+        /// Sum over the elements inside the input divided by how many positions of the window lie inside the
+        /// padded input: all of them, but for a last window of `ceil`.
         MeanPadded = "mean_padded",
     }
     /// Where the channel axis of an image stands.

@@ -5,8 +5,7 @@
 //! graph @main(%x: f32[n,3], %c: bool[]) where n in 1.., m in 0..=64 {
 //!   %0 = const f32[3,2] {1.0, 2.0, -inf, 0.5, nan, 0.0}
 //!   %1 = matmul[out=f32] %x, %0 : f32[n,2]  ; from "dense", "dense_bias"
-//!   %2:2 = topk[axis=1,k=1,largest=true] %1 : f32[n,1], i64[n,1]
-//!   %3 = if %c, %1 {
+//!   %2 = if %c, %1 {
 //!     graph @then(%a: f32[n,2]) {
 //!       return %a as "out"
 //!     }
@@ -15,7 +14,8 @@
 //!       return %0 as "out"
 //!     }
 //!   } : f32[n,2]
-//!   return %3 as "out", %2#1 as "index"
+//!   %3:2 = topk[axis=1,k=1,largest=true] %1 : f32[n,1], i64[n,1]
+//!   return %2 as "out", %3#1 as "index"
 //! }
 //! ```
 //!

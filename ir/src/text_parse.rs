@@ -70,6 +70,12 @@ impl<'a> Parser<'a> {
         found
     }
 
+    /// A comma on this line, before any comment.
+    fn comma(&mut self) -> bool {
+        let found = self.rest().trim_start_matches(' ').starts_with(',');
+        found && self.eat(",")
+    }
+
     fn expect(&mut self, token: &str) -> Result<(), String> {
         if self.eat(token) {
             return Ok(());
@@ -263,14 +269,14 @@ impl<'a> Parser<'a> {
     fn value(&mut self, graph: &Graph, values: &BTreeMap<String, Value>) -> Result<Value, String> {
         let name =
             if self.rest().starts_with('"') { input_key(&self.quoted()?) } else { key(self.take(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')) };
-        let value = *values.get(&name).ok_or_else(|| format!("%{name} is not defined before its use"))?;
+        let value = *values.get(&name).ok_or_else(|| format!("%{} is not defined before its use", name.trim_start_matches('%')))?;
         if !self.rest().starts_with('#') {
             return Ok(value);
         }
         self.at += 1;
         let digits = self.take(|c| c.is_ascii_digit());
         let result = digits.parse().ok().filter(|r: &u32| (*r as usize) < graph[value.node].types.len());
-        result.map(|result| Value { result, ..value }).ok_or_else(|| format!("%{name} has no result {digits}"))
+        result.map(|result| Value { result, ..value }).ok_or_else(|| format!("%{} has no result {digits}", name.trim_start_matches('%')))
     }
 
     fn node(&mut self, graph: &mut Graph, values: &mut BTreeMap<String, Value>, depth: usize) -> Result<(), String> {
@@ -306,7 +312,7 @@ impl<'a> Parser<'a> {
             self.expect(":")?;
             // A node without results has no types either.
             let mut declared = vec![];
-            while declared.is_empty() && results > 0 || self.eat(",") {
+            while declared.is_empty() && results > 0 || self.comma() {
                 declared.push(self.ty()?);
             }
             let node = graph.add_with(op, &operands, bodies).map_err(|e| e.to_string())?;

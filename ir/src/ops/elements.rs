@@ -74,9 +74,12 @@ pub(super) fn out(args: &EvalArgs, i: usize) -> Result<(DType, Vec<usize>), Stri
     Ok((ty.dtype, shape))
 }
 
-/// Number of elements of a shape that may be allocated.
+/// Number of elements of a shape that may be allocated and walked over. An empty tensor must be small
+/// without its empty axes too: then products over some of the axes neither overflow nor take forever.
 pub(super) fn fits(dtype: DType, shape: &[usize]) -> Result<usize, String> {
-    count_of(shape).filter(|n| n.saturating_mul(dtype.bits()) / 8 <= MAX_BYTES).ok_or_else(|| format!("{dtype}{shape:?} is too large to evaluate"))
+    let solid: Vec<usize> = shape.iter().map(|n| (*n).max(1)).collect();
+    let fits = count_of(&solid).is_some_and(|n| n.saturating_mul(dtype.bits().max(8)) / 8 <= MAX_BYTES);
+    if fits { Ok(shape.iter().product()) } else { Err(format!("{dtype}{shape:?} is too large to evaluate")) }
 }
 
 /// A tensor of numbers, each rounded or wrapped once to `dtype`.

@@ -30,6 +30,9 @@ use crate::{
 /// flow, which is checked against its bodies as it runs: their types may hold symbols that the operands bind.
 pub(crate) fn check(op: &Op, args: &EvalArgs) -> Result<Option<Vec<TensorType>>, OpError> {
     op.check_arity(args.tensors.len())?;
+    for t in args.tensors {
+        elements::fits(t.dtype(), t.shape()).map_err(|reason| OpError::Eval { op: op.mnemonic(), reason })?;
+    }
     if matches!(op, Op::If { .. } | Op::Loop { .. } | Op::Scan { .. }) {
         return Ok(None);
     }

@@ -61,13 +61,13 @@ pub(crate) fn eval(
     strides: &[usize],
     dilations: &[usize],
     lo: &[i64],
-    _hi: &[i64],
+    hi: &[i64],
     _ceil: &bool,
     layout: &Layout,
 ) -> Result<Vec<Tensor>, String> {
     let (_, first) = image_axes(args.tensors[0].shape().len(), *layout);
     let windows: Vec<Windows> = (0..kernel.len())
-        .map(|i| Windows { axis: first + i, kernel: kernel[i] as i64, stride: strides[i] as i64, dilation: dilations[i] as i64, lo: lo[i] })
+        .map(|i| Windows { axis: first + i, kernel: kernel[i] as i64, stride: strides[i] as i64, dilation: dilations[i] as i64, lo: lo[i], hi: hi[i] })
         .collect();
     if args.tensors[0].dtype().is_float() { pool::<f64>(&args, *f, &windows) } else { pool::<i128>(&args, *f, &windows) }
 }
@@ -79,15 +79,33 @@ struct Windows {
     stride: i64,
     dilation: i64,
     lo: i64,
+    hi: i64,
 }
 
 impl Windows {
+    /// Positions of window `o` that lie in `from..to`, by number.
+    fn inside(&self, o: usize, from: i64, to: i64) -> std::ops::Range<i64> {
+        let (start, step) = (self.start(o), self.dilation);
+        let first = if start < from { (from - start + step - 1) / step } else { 0 };
+        let end = if start < to { (to - 1 - start) / step + 1 } else { 0 };
+        first..end.min(self.kernel)
+    }
+
+    fn start(&self, o: usize) -> i64 {
+        (o as i64).saturating_mul(self.stride) - self.lo
+    }
+
     /// Elements of an axis of extent `n` that window `o` sees.
     fn elements(&self, o: usize, n: usize) -> impl Iterator<Item = usize> + use<> {
-        let (start, step, n) = ((o as i64).saturating_mul(self.stride) - self.lo, self.dilation, n as i64);
-        let first = if start < 0 { (-start + step - 1) / step } else { 0 };
-        let end = if start < n { (n - 1 - start) / step + 1 } else { 0 };
-        (first..end.min(self.kernel)).map(move |k| (start + k * step) as usize)
+        let (start, step) = (self.start(o), self.dilation);
+        self.inside(o, 0, n as i64).map(move |k| (start + k * step) as usize)
+    }
+
+    /// How many elements the mean of window `o` divides by.
+    fn count(&self, o: usize, n: usize, f: PoolFn) -> f64 {
+        let n = n as i64;
+        let seen = if f == PoolFn::MeanPadded { self.inside(o, -self.lo, n + self.hi) } else { self.inside(o, 0, n) };
+        (seen.end - seen.start).max(0) as f64
     }
 }
 
@@ -116,7 +134,7 @@ fn pool<T: Num>(args: &EvalArgs, f: PoolFn, windows: &[Windows]) -> Result<Vec<T
     let mut counts = vec![1.0; values.len()];
     for w in windows {
         let (_, n, inner) = around(&shape, w.axis);
-        let seen: Vec<f64> = (0..n).map(|i| if f == PoolFn::Mean { w.elements(i, x.shape()[w.axis]).count() as f64 } else { w.kernel as f64 }).collect();
+        let seen: Vec<f64> = (0..n).map(|i| w.count(i, x.shape()[w.axis], f)).collect();
         counts.iter_mut().enumerate().for_each(|(p, c)| *c *= seen[p / inner % n]);
     }
     let means: Vec<f64> = values.iter().zip(&counts).map(|(v, c)| if *c == 0.0 { 0.0 } else { v.scalar().f() / c }).collect();

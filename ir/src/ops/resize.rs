@@ -110,7 +110,7 @@ fn position(coord: CoordMode, i: usize, n: usize, size: usize, scale: f64, regio
     let half_pixel = (i + 0.5) / scale - 0.5;
     Some(match coord {
         CoordMode::HalfPixel => half_pixel,
-        CoordMode::HalfPixelSymmetric => n / 2.0 * (1.0 - size as f64 / exact) + half_pixel,
+        CoordMode::HalfPixelSymmetric => n / 2.0 * (1.0 - size as f64 / exact) + (i + 0.5) / scale - 0.5,
         CoordMode::PytorchHalfPixel => {
             if size == 1 {
                 0.0
