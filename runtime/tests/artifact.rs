@@ -285,7 +285,8 @@ fn a_plan_that_does_not_hold_together_is_refused_when_written() {
             other => panic!("{:?}", other.map(|b| b.len())),
         }
     };
-    let cases: [(&dyn Fn(&mut Manifest), &str); 16] = [
+    type Case<'a> = (&'a dyn Fn(&mut Manifest), &'a str);
+    let cases: [Case; 16] = [
         (&|m| m.plans[0].code = 9, "no code 9"),
         (&|m| m.plans[0].target = "sm_80".into(), "its code is for x86-64"),
         (&|m| m.plans[0].body.inputs.truncate(1), "Input(1) does not fit"),

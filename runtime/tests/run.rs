@@ -35,15 +35,18 @@ fn both_plans_give_the_right_answer_for_any_batch_and_any_threads() {
     }
 }
 
+#[repr(align(64))]
+struct Aligned([u8; 97]);
+
 #[test]
 fn inputs_may_lie_anywhere_in_memory() {
     let mut session = small().session(Device::Cpu, options("fused", 1)).unwrap();
     let (a, b) = (noise(1, 24), noise(2, 24));
-    let mut skewed = vec![0u8; 97];
-    for (to, from) in skewed[1..].chunks_mut(4).zip(&a) {
+    let mut skewed = Aligned([0u8; 97]);
+    for (to, from) in skewed.0[1..].chunks_mut(4).zip(&a) {
         to.copy_from_slice(&from.to_le_bytes());
     }
-    let a_ref = TensorRef::new(DType::F32, &[3, 8], &skewed[1..]).unwrap();
+    let a_ref = TensorRef::new(DType::F32, &[3, 8], &skewed.0[1..]).unwrap();
     let b_ref = TensorRef::from_slice(&[3, 8], &b).unwrap();
     let outputs = session.run(&[("a", a_ref), ("b", b_ref)]).unwrap();
     assert_eq!(outputs[0].as_slice::<f32>().unwrap(), small_model_expects(&a, &b));
