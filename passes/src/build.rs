@@ -12,16 +12,31 @@ use pavage_ir::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// How nodes are put into kernels.
-pub type Clusterer<'a> = &'a dyn Fn(&Graph) -> Result<Vec<Cluster>, PassError>;
+/// How a graph is put into kernels: the graph (perhaps rewritten) and its clusters.
+pub type Planner<'a> = &'a dyn Fn(&Graph) -> Result<(Graph, Vec<Cluster>), PassError>;
 
-/// Build the program `name` of `graph`: clusters by `clusterer`, nested graphs likewise.
-pub fn program(name: &str, graph: &Graph, clusterer: Clusterer, ctx: &Ctx) -> Result<Program, PassError> {
-    let mut body = Builder::new(graph, clusterer, Outer::Top).body()?;
+/// One kernel an op.
+pub fn unfused(graph: &Graph) -> Result<(Graph, Vec<Cluster>), PassError> {
+    Ok((graph.clone(), fuse::unfused(graph)?))
+}
+
+/// The greedy fuser's kernels.
+pub fn greedy(graph: &Graph) -> Result<(Graph, Vec<Cluster>), PassError> {
+    Ok((graph.clone(), fuse::greedy(graph)?))
+}
+
+/// Build the program `name` of `graph`: kernels by `planner`, in nested graphs likewise.
+pub fn program(name: &str, graph: &Graph, planner: Planner, ctx: &Ctx) -> Result<Program, PassError> {
+    let mut body = plan(graph, planner, Outer::Top)?;
     memory::in_place(&mut body);
     let program = Program { name: name.into(), body };
     ctx.dump(name, || program.to_string());
     Ok(program)
+}
+
+fn plan(graph: &Graph, planner: Planner, outer: Outer) -> Result<Body, PassError> {
+    let (graph, clusters) = planner(graph)?;
+    Builder { graph: &graph, planner, body: Body::default(), bufs: BTreeMap::new(), outer }.body(clusters)
 }
 
 /// What the inputs of a graph are.
@@ -37,7 +52,7 @@ enum Outer<'a> {
 
 struct Builder<'a> {
     graph: &'a Graph,
-    clusterer: Clusterer<'a>,
+    planner: Planner<'a>,
     body: Body,
     bufs: BTreeMap<Value, BufId>,
     outer: Outer<'a>,
@@ -51,13 +66,9 @@ enum Task {
 }
 
 impl<'a> Builder<'a> {
-    fn new(graph: &'a Graph, clusterer: Clusterer<'a>, outer: Outer<'a>) -> Self {
-        Self { graph, clusterer, body: Body::default(), bufs: BTreeMap::new(), outer }
-    }
-
-    fn body(mut self) -> Result<Body, PassError> {
+    fn body(mut self, clusters: Vec<Cluster>) -> Result<Body, PassError> {
         self.inputs();
-        let mut pending = self.tasks()?;
+        let mut pending = self.tasks(clusters)?;
         while !pending.is_empty() {
             let ready = pending.iter().position(|t| self.reads(t).iter().all(|v| self.available(*v)));
             let Some(task) = ready.and_then(|i| pending.remove(i)) else {
@@ -100,9 +111,8 @@ impl<'a> Builder<'a> {
     }
 
     /// Everything to do, in schedule order as far as dependences allow.
-    fn tasks(&self) -> Result<VecDeque<Task>, PassError> {
+    fn tasks(&self, clusters: Vec<Cluster>) -> Result<VecDeque<Task>, PassError> {
         let order = Order::new(self.graph);
-        let clusters = (self.clusterer)(self.graph)?;
         let mut made: BTreeSet<Value> = clusters.iter().flat_map(|c| c.formed.outputs.iter().copied()).collect();
         let mut wanted: VecDeque<Value> = clusters.iter().flat_map(|c| c.formed.args.iter().copied()).collect();
         wanted.extend(self.graph.outputs.iter().map(|o| o.value));
@@ -205,7 +215,7 @@ impl<'a> Builder<'a> {
             Some(Op::Concat { axis }) => self.concat(id, *axis, &operands)?,
             Some(Op::If {}) => {
                 let bodies = self.graph.bodies(id);
-                let branch = |g: &'a Graph| Builder::new(g, self.clusterer, Outer::Branch { captures: &bufs[1..] }).body();
+                let branch = |g: &Graph| plan(g, self.planner, Outer::Branch { captures: &bufs[1..] });
                 let (then_body, else_body) = (Box::new(branch(&bodies[0])?), Box::new(branch(&bodies[1])?));
                 let outputs = results.iter().map(|v| self.fresh(*v)).collect();
                 self.body.steps.push(Step::If { cond: bufs[0], then_body, else_body, outputs });
@@ -213,7 +223,7 @@ impl<'a> Builder<'a> {
             Some(Op::Loop { carried, .. }) => {
                 let (values, captures) = bufs[2..].split_at(*carried);
                 let graph = &self.graph.bodies(id)[0];
-                let body = Builder::new(graph, self.clusterer, Outer::Loop { inputs: 2 + carried, captures }).body()?;
+                let body = plan(graph, self.planner, Outer::Loop { inputs: 2 + carried, captures })?;
                 let carried = values.to_vec();
                 let outputs = results.iter().map(|v| self.fresh(*v)).collect();
                 self.body.steps.push(Step::Loop { trip: bufs[0], cond: bufs[1], body: Box::new(body), carried, outputs });

@@ -5,6 +5,7 @@
 //! a reshape that nobody can read through is another name for the same memory.
 use crate::{
     PassError,
+    eqsat::cost,
     form::{self, Formed, Illegal, form},
 };
 use pavage_ir::{Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, ScalarFn, Value};
@@ -56,41 +57,78 @@ pub(crate) fn single(graph: &Graph, order: &Order, id: NodeId) -> Result<Cluster
     })
 }
 
-/// Grow clusters greedily: in schedule order, each op joins the clusters of its operands where that is legal.
-/// A destructive fuser with the same legality as the e-graph's: the baseline that search has to beat.
+/// Grow clusters greedily from one an op.
+/// A destructive fuser with the same legality and costs as the e-graph's: the baseline that search has to beat.
 pub fn greedy(graph: &Graph) -> Result<Vec<Cluster>, PassError> {
+    Ok(grow(graph, unfused(graph)?, "greedy"))
+}
+
+/// In schedule order, each cluster joins the clusters of its operands where that is legal and predicted to be
+/// cheaper. A value that others need too becomes a further output of the kernel.
+pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str) -> Vec<Cluster> {
     let order = Order::new(graph);
-    let mut clusters: Vec<Option<Cluster>> = vec![];
     let mut home: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for id in kernels(graph) {
-        let mut here = clusters.len();
-        clusters.push(Some(single(graph, &order, id)?));
-        home.insert(id, here);
-        // Latest producer first: an epilogue belongs to the heart that ran last.
-        let mut producers: Vec<Vec<NodeId>> = graph.operands(id).iter().filter_map(|v| through_views(graph, *v)).collect();
-        producers.sort_by_key(|path| std::cmp::Reverse(order.of(path[path.len() - 1])));
-        for path in producers {
-            let Some(&there) = home.get(&path[path.len() - 1]) else { continue };
-            if there == here || !worthwhile(graph, &clusters, there, here, &path) || reaches_around(graph, &home, there, here) {
-                continue;
+    let mut clusters: Vec<Option<Cluster>> = clusters.into_iter().map(Some).collect();
+    let last = |c: &Option<Cluster>| c.as_ref().and_then(|c| c.members.iter().map(|m| order.of(*m)).max());
+    clusters.sort_by_key(last);
+    for (i, c) in clusters.iter().enumerate() {
+        for m in c.iter().flat_map(|c| &c.members).filter(|m| graph.op(**m).is_some_and(|op| !is_free(op))) {
+            home.insert(*m, i);
+        }
+    }
+    for i in 0..clusters.len() {
+        let mut here = i;
+        loop {
+            let Some(c) = &clusters[here] else { break };
+            // Latest producer first: an epilogue belongs to the heart that ran last.
+            let mut producers: Vec<Vec<NodeId>> = c.formed.args.iter().filter_map(|v| through_views(graph, *v)).collect();
+            producers.sort_by_key(|path| std::cmp::Reverse(order.of(path[path.len() - 1])));
+            let joined = producers.iter().find_map(|path| {
+                let there = *home.get(&path[path.len() - 1])?;
+                join(graph, &order, &clusters, &home, there, here, path, rule).map(|c| (there, c))
+            });
+            let Some((there, cluster)) = joined else { break };
+            for m in cluster.members.iter().filter(|m| graph.op(**m).is_some_and(|op| !is_free(op))) {
+                home.insert(*m, there);
             }
-            let (Some(a), Some(b)) = (&clusters[there], &clusters[here]) else { continue };
-            let core: BTreeSet<NodeId> = a.members.iter().chain(&b.members).chain(&path).copied().collect();
-            let mut core: Vec<NodeId> = core.into_iter().collect();
-            core.sort_by_key(|n| order.of(*n));
-            let outputs = escaping(graph, &core);
-            let Ok((members, formed)) = assemble(graph, &order, &core, &outputs) else { continue };
-            for m in &members {
-                if graph.op(*m).is_some_and(|op| !is_free(op)) {
-                    home.insert(*m, there);
-                }
-            }
-            clusters[there] = Some(Cluster { members, formed, rules: vec!["greedy".into()] });
+            clusters[there] = Some(cluster);
             clusters[here] = None;
             here = there;
         }
     }
-    Ok(clusters.into_iter().flatten().collect())
+    clusters.into_iter().flatten().collect()
+}
+
+/// Cluster `there` and its user `here` as one, if that is legal and pays.
+#[allow(clippy::too_many_arguments)]
+fn join(
+    graph: &Graph,
+    order: &Order,
+    clusters: &[Option<Cluster>],
+    home: &BTreeMap<NodeId, usize>,
+    there: usize,
+    here: usize,
+    path: &[NodeId],
+    rule: &str,
+) -> Option<Cluster> {
+    if there == here || !worthwhile(graph, clusters, there, here, path) || reaches_around(graph, home, there, here) {
+        return None;
+    }
+    let (a, b) = (clusters[there].as_ref()?, clusters[here].as_ref()?);
+    let core: BTreeSet<NodeId> = a.members.iter().chain(&b.members).chain(path).copied().collect();
+    let mut core: Vec<NodeId> = core.into_iter().collect();
+    core.sort_by_key(|n| order.of(*n));
+    let outputs = escaping(graph, &core);
+    let (members, formed) = assemble(graph, order, &core, &outputs).ok()?;
+    let price = |f: &Formed| cost::predict(&f.region, &cost::CPU);
+    if price(&formed) >= price(&a.formed) + price(&b.formed) {
+        return None;
+    }
+    let mut rules: Vec<String> = a.rules.iter().chain(&b.rules).cloned().collect();
+    if !rules.iter().any(|r| r == rule) {
+        rules.push(rule.into());
+    }
+    Some(Cluster { members, formed, rules })
 }
 
 /// Position of each node in the schedule.
@@ -209,6 +247,16 @@ pub(crate) fn assemble(graph: &Graph, order: &Order, core: &[NodeId], outputs: &
         }
     }
     Err(last)
+}
+
+/// Form exactly `members`.
+pub(crate) fn assemble_exact(graph: &Graph, order: &Order, members: &[NodeId], outputs: &[Value]) -> Result<(Vec<NodeId>, Formed), Illegal> {
+    let mut members = members.to_vec();
+    members.sort_by_key(|n| order.of(*n));
+    match form(graph, &members, outputs)? {
+        formed if plain(&formed.region) => Ok((members, formed)),
+        _ => Err(Illegal::OffSpine("view")),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -4,12 +4,14 @@
 //! no target name, only the facts in [`Ctx`].
 pub mod build;
 pub mod canon;
+pub mod eqsat;
 pub mod fold;
 pub mod form;
 pub mod fuse;
 pub mod layout;
 pub mod memory;
 mod rebuild;
+pub mod rules;
 
 use pavage_ir::{Graph, verify};
 use std::cell::RefCell;
@@ -30,9 +32,19 @@ pub struct Ctx {
     pub dump_after: Vec<String>,
     /// Dumps so far: pass name and text.
     pub dumps: RefCell<Vec<(String, String)>>,
+    /// What the user should know: limits that were hit.
+    pub notes: RefCell<Vec<String>>,
 }
 
 impl Ctx {
+    /// Tell the user something, once.
+    pub fn note(&self, text: String) {
+        let mut notes = self.notes.borrow_mut();
+        if !notes.contains(&text) {
+            notes.push(text);
+        }
+    }
+
     /// Keep `text` as what pass `name` left, if asked for.
     pub fn dump(&self, name: &str, text: impl FnOnce() -> String) {
         if self.dump_after.iter().any(|n| n == name || n == "all") {
@@ -61,6 +73,12 @@ pub enum PassError {
         pass: &'static str,
         /// What the type rule said.
         source: pavage_ir::OpError,
+    },
+    /// A rule file or rule that is wrong, or a plan that cannot be built from what rules found: a bug.
+    #[error("eqsat: {reason}")]
+    Rules {
+        /// What is wrong.
+        reason: String,
     },
     /// No pass has this name.
     #[error("no pass is named `{0}`; `pavage opt --list` prints them")]

@@ -1,6 +1,6 @@
 //! Programs mean what their graphs mean: regions are formed right, fused or not.
 use pavage_ir::{Graph, Scalar, Tensor, eval, program_eval::eval_program, text};
-use pavage_passes::{self as passes, Ctx, build, fuse};
+use pavage_passes::{self as passes, Ctx, build, eqsat};
 
 fn random(graph: &Graph, seed: u64, sizes: &dyn Fn(&str) -> i64) -> Vec<Tensor> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -42,16 +42,18 @@ fn check(source: &str) -> (Vec<String>, Vec<String>) {
     passes::run(&mut graph, &ctx, passes::PIPELINE).unwrap();
     let names = |p: &pavage_ir::program::Program| p.body.regions().iter().map(|(r, _)| r.name.clone()).collect::<Vec<_>>();
     let mut kernels = vec![];
-    for (name, clusterer) in [("unfused", &fuse::unfused as build::Clusterer), ("fused", &fuse::greedy)] {
-        let program = build::program(name, &graph, clusterer, &ctx).unwrap();
+    let search = |g: &Graph| eqsat::optimise(g, &ctx);
+    for (name, planner) in [("unfused", &build::unfused as build::Planner), ("greedy", &build::greedy), ("fused", &search)] {
+        let program = build::program(name, &graph, planner, &ctx).unwrap();
         let got = eval_program(&program, &graph, &inputs).unwrap_or_else(|e| panic!("{e}\n{program}"));
         for (g, w) in got.iter().zip(&want) {
             assert!(close(g, w), "{name}: got {g:?}\nwant {w:?}\n{program}");
         }
         kernels.push(names(&program));
     }
+    assert!(ctx.notes.borrow().is_empty(), "{:?}", ctx.notes);
     let fused = kernels.pop().unwrap();
-    (fused, kernels.pop().unwrap())
+    (fused, kernels.swap_remove(0))
 }
 
 #[test]

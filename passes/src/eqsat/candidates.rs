@@ -1,0 +1,325 @@
+//! Kernel candidates: for each class, the fused kernels that could compute it.
+//!
+//! A candidate starts from one term of the class and absorbs terms of its arguments' classes, one at a time, as long
+//! as [`form`](crate::form) accepts the whole as a region. Views are always absorbed where they can be read through. A
+//! pointwise argument that nobody else uses is absorbed without keeping the smaller kernel.
+use super::{Head, Saturated, Term, cost};
+use crate::{
+    PassError,
+    form::{self, Formed},
+    fuse::{self, Order},
+};
+use egg::{Id, Language};
+use pavage_ir::{Graph, Op, Value};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Candidates kept a class.
+const MAX_PER_CLASS: usize = 16;
+/// Terms in one kernel at most.
+const MAX_MEMBERS: usize = 48;
+
+/// A kernel that computes one class.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Terms inside, operands before users; the last computes the class.
+    pub members: Vec<(Id, Term)>,
+    /// Classes it reads from memory: sorted, distinct.
+    pub args: Vec<Id>,
+    /// Predicted nanoseconds.
+    pub cost: f64,
+}
+
+/// Every candidate, by class.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    /// All kernels.
+    pub kernels: Vec<Candidate>,
+    /// Kernels that compute a class.
+    pub by_class: BTreeMap<Id, Vec<usize>>,
+    /// Classes that exist without a kernel.
+    pub leaves: BTreeSet<Id>,
+}
+
+/// Form the candidates of every class.
+pub fn form_all(s: &Saturated) -> Result<Candidates, PassError> {
+    let mut all = Candidates::default();
+    let mut ids: Vec<Id> = s.egraph.classes().map(|c| c.id).collect();
+    ids.sort();
+    for id in ids {
+        if s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_))) {
+            all.leaves.insert(id);
+            continue;
+        }
+        let mut found = of_class(s, id);
+        prune(&mut found);
+        if found.is_empty() {
+            let term = s.egraph[id].nodes[0].to_string();
+            return Err(PassError::NoKernel { op: term, sources: s.sources.get(&id).cloned().unwrap_or_default(), reason: "no kernel can be formed".into() });
+        }
+        for c in found {
+            all.by_class.entry(id).or_default().push(all.kernels.len());
+            all.kernels.push(c);
+        }
+    }
+    Ok(all)
+}
+
+/// Drop candidates that read no less and cost no less than another, then the dearest beyond the limit.
+fn prune(found: &mut Vec<Candidate>) {
+    let dominated = |a: &Candidate, b: &Candidate| b.cost <= a.cost && b.args.iter().all(|x| a.args.contains(x));
+    let mut kept: Vec<Candidate> = vec![];
+    for c in found.drain(..) {
+        if kept.iter().any(|k| dominated(&c, k)) {
+            continue;
+        }
+        kept.retain(|k| !dominated(k, &c));
+        kept.push(c);
+    }
+    // Larger kernels save the most traffic: keep them, and the bare op as a way out.
+    kept.sort_by_key(|c| std::cmp::Reverse(c.members.len()));
+    if kept.len() > MAX_PER_CLASS {
+        let last = kept.pop();
+        kept.truncate(MAX_PER_CLASS - 1);
+        kept.extend(last);
+    }
+    *found = kept;
+}
+
+/// Chosen term of each member class.
+type State = BTreeMap<Id, Term>;
+
+fn of_class(s: &Saturated, root: Id) -> Vec<Candidate> {
+    let mut found = vec![];
+    for term in &s.egraph[root].nodes {
+        let Head::Op(op) = &term.head else { continue };
+        if term.args.contains(&root) {
+            continue;
+        }
+        let start = State::from([(root, term.clone())]);
+        if fuse::is_control(op) || matches!(op, Op::Reshape { .. }) {
+            // Memory renamed, or copied by a step of its own.
+            let mut args = term.args.clone();
+            args.sort();
+            args.dedup();
+            let bytes = |id: &Id| s.egraph[*id].data.ty.const_shape().map_or(4096, |d| d.iter().product::<usize>()) as f64 * 4.0;
+            let cost = if fuse::is_control(op) { cost::CPU.launch_ns * args.len() as f64 + 2.0 * bytes(&root) / cost::CPU.bytes_per_ns } else { 0.0 };
+            found.push(Candidate { members: vec![(root, term.clone())], args, cost });
+            if fuse::is_control(op) {
+                continue;
+            }
+        }
+        let mut queue = VecDeque::from([start.clone()]);
+        let mut seen = BTreeSet::from([start]);
+        let mut tries = 0;
+        while let Some(state) = queue.pop_front() {
+            let state = settle(s, root, state);
+            let Some((members, args, formed)) = formed(s, root, &state) else { continue };
+            found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, &cost::CPU) });
+            for arg in args {
+                for next in absorb(s, &state, arg) {
+                    tries += 1;
+                    if tries <= 4 * MAX_PER_CLASS && seen.insert(next.clone()) {
+                        queue.push_back(next);
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Absorb pointwise arguments that only this kernel uses, for as long as that is legal.
+fn settle(s: &Saturated, root: Id, mut state: State) -> State {
+    loop {
+        let Some((_, args, _)) = formed(s, root, &state) else { return state };
+        let mut grown = None;
+        for arg in args {
+            let class = &s.egraph[arg];
+            let users: BTreeSet<Id> = class.parents().map(|p| s.egraph.find(p)).collect();
+            let pointwise = class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. })));
+            if users.len() == 1
+                && pointwise
+                && let Some(next) = absorb(s, &state, arg).pop()
+                && formed(s, root, &next).is_some()
+            {
+                grown = Some(next);
+                break;
+            }
+        }
+        match grown {
+            Some(next) => state = next,
+            None => return state,
+        }
+    }
+}
+
+/// The states that absorb one term of class `arg`.
+fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
+    if state.len() >= MAX_MEMBERS {
+        return vec![];
+    }
+    // Whoever reads it must be able to compute it on the way.
+    let read_whole = state.values().any(|t| t.args.iter().any(|a| reads(s, state, *a, arg)) && matches!(&t.head, Head::Op(op) if whole(op)));
+    if read_whole {
+        return vec![];
+    }
+    let terms = s.egraph[arg].nodes.iter().filter(|t| match &t.head {
+        Head::Leaf(_) => false,
+        Head::Op(op) => {
+            !fuse::is_control(op)
+                && !form::is_opaque(op)
+                && !t.args.contains(&arg)
+                && t.args.iter().all(|a| !state.contains_key(a) || !depends(s, state, *a, arg))
+        }
+    });
+    terms
+        .map(|t| {
+            let mut next = state.clone();
+            next.insert(arg, t.clone());
+            next
+        })
+        .collect()
+}
+
+/// Whether operand `a` is `arg`, directly or through views that the state absorbed.
+fn reads(_: &Saturated, state: &State, a: Id, arg: Id) -> bool {
+    let mut at = a;
+    loop {
+        if at == arg {
+            return true;
+        }
+        match state.get(&at) {
+            Some(t) if matches!(&t.head, Head::Op(op) if form::is_view(op)) => at = t.args[0],
+            _ => return false,
+        }
+    }
+}
+
+/// Whether member class `a` reaches class `on` inside the state.
+fn depends(_: &Saturated, state: &State, a: Id, on: Id) -> bool {
+    let mut stack = vec![a];
+    let mut seen = BTreeSet::new();
+    while let Some(id) = stack.pop() {
+        if id == on {
+            return true;
+        }
+        if seen.insert(id)
+            && let Some(t) = state.get(&id)
+        {
+            stack.extend(t.args.iter().copied());
+        }
+    }
+    false
+}
+
+/// Ops whose kernels read whole operands, computed before.
+fn whole(op: &Op) -> bool {
+    form::is_heart(op)
+}
+
+/// Members in order, arguments and the region of a state; `None` where it is illegal.
+fn formed(s: &Saturated, root: Id, state: &State) -> Option<(Vec<(Id, Term)>, Vec<Id>, Formed)> {
+    for views in [Views::All, Views::None] {
+        let members = close(s, root, state, views)?;
+        let mut graph = Graph::new("kernel");
+        let mut values: BTreeMap<Id, Value> = BTreeMap::new();
+        let mut args: Vec<Id> = vec![];
+        let mut class_of: BTreeMap<Value, Id> = BTreeMap::new();
+        let inside: BTreeSet<Id> = members.iter().map(|(id, _)| *id).collect();
+        for (_, term) in &members {
+            for &a in &term.args {
+                if !inside.contains(&a) && !values.contains_key(&a) {
+                    let fact = &s.egraph[a].data;
+                    // Scalars that are constants are written into the kernel.
+                    let v = match (fact.uniform, fact.ty.const_shape()) {
+                        (Some(bits), Some(shape)) if shape.iter().product::<usize>() == 1 => {
+                            graph.constant(pavage_ir::Tensor::full(fact.ty.dtype, shape, pavage_ir::Scalar::F(f64::from_bits(bits))))
+                        }
+                        _ => graph.input(format!("a{}", args.len()), fact.ty.clone()),
+                    };
+                    values.insert(a, v);
+                    class_of.insert(v, a);
+                    args.push(a);
+                }
+            }
+        }
+        let mut nodes = vec![];
+        for (id, term) in &members {
+            let Head::Op(op) = &term.head else { return None };
+            let operands: Vec<Value> = term.args.iter().map(|a| values[a]).collect();
+            let v = graph.add(op.clone(), &operands).ok()?;
+            values.insert(*id, v);
+            nodes.push(v.node);
+        }
+        graph.output("out", values[&root]);
+        let order = Order::new(&graph);
+        if let Ok((used, formed)) = fuse::assemble_exact(&graph, &order, &nodes, &[values[&root]]) {
+            debug_assert_eq!(used.len(), nodes.len());
+            let mut read: Vec<Id> = args.clone();
+            read.sort();
+            read.dedup();
+            return Some((members, read, formed));
+        }
+    }
+    None
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Views {
+    All,
+    None,
+}
+
+/// The state's terms and the views they read through, operands first. `None` if they form a circle.
+fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id, Term)>> {
+    let mut chosen = state.clone();
+    let mut stack: Vec<Id> = state.keys().copied().collect();
+    while let Some(id) = stack.pop() {
+        let term = chosen[&id].clone();
+        let Head::Op(op) = &term.head else { continue };
+        let stop = matches!(op, Op::Conv { .. } | Op::Pool { .. }) || form::is_opaque(op) || (views == Views::None && matches!(op, Op::MatMul { .. }));
+        if stop {
+            continue;
+        }
+        for &a in term.children() {
+            if chosen.contains_key(&a) {
+                continue;
+            }
+            let free = s.egraph[a].nodes.iter().find(|t| matches!(&t.head, Head::Op(op) if fuse::is_free(op)) && !t.args.contains(&a));
+            let leaf = s.egraph[a].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
+            if let Some(t) = free.filter(|_| !leaf) {
+                chosen.insert(a, t.clone());
+                stack.push(a);
+            }
+        }
+    }
+    // Operands before users, from the root.
+    let mut out: Vec<(Id, Term)> = vec![];
+    let mut done: BTreeSet<Id> = BTreeSet::new();
+    let mut open: BTreeSet<Id> = BTreeSet::new();
+    let mut stack = vec![(root, false)];
+    while let Some((id, leave)) = stack.pop() {
+        if leave {
+            open.remove(&id);
+            done.insert(id);
+            out.push((id, chosen[&id].clone()));
+            continue;
+        }
+        if done.contains(&id) || !chosen.contains_key(&id) {
+            continue;
+        }
+        if !open.insert(id) {
+            return None;
+        }
+        stack.push((id, true));
+        for &a in &chosen[&id].args {
+            if open.contains(&a) {
+                return None;
+            }
+            if !done.contains(&a) {
+                stack.push((a, false));
+            }
+        }
+    }
+    Some(out)
+}

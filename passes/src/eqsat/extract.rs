@@ -1,0 +1,122 @@
+//! Extraction: the cheapest set of kernels that computes every root.
+//!
+//! **Frontier DP** over the acyclic graph of classes. A state is the set of classes still to be computed; the one that
+//! comes last in topological order is computed next, by each of its kernels, and the kernel's arguments join the set. A
+//! class is paid for once however many kernels read it, so the cost of a plan is exact. States are merged when equal;
+//! where more than [`MAX_STATES`] wait at one class only the cheapest go on, and that is reported.
+use super::candidates::Candidates;
+use crate::PassError;
+use egg::Id;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// States kept at one class.
+pub const MAX_STATES: usize = 4096;
+
+/// The chosen kernels.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Class and kernel, in the order they were decided (roots first).
+    pub chosen: Vec<(Id, usize)>,
+    /// Predicted nanoseconds of the whole plan.
+    pub cost: f64,
+    /// Limits that were hit.
+    pub limits: Vec<String>,
+}
+
+/// A partial plan: what it cost, how it came about.
+#[derive(Clone, Copy)]
+struct Step {
+    cost: f64,
+    /// Index of the step before, and the kernel that led here.
+    from: Option<(usize, usize)>,
+    class: u32,
+}
+
+/// Choose kernels for `roots`.
+pub fn extract(all: &Candidates, roots: &[Id]) -> Result<Choice, PassError> {
+    let order = topological(all, roots);
+    let position: BTreeMap<Id, u32> = order.iter().enumerate().map(|(i, id)| (*id, i as u32)).collect();
+    let place = |id: &Id| position.get(id).copied();
+    // Kernels whose arguments come before the class itself: the others would close a circle.
+    let usable: Vec<Vec<(usize, Vec<u32>)>> = order
+        .iter()
+        .enumerate()
+        .map(|(i, id)| {
+            let kernels = all.by_class.get(id).into_iter().flatten();
+            let args = |k: &usize| -> Option<Vec<u32>> {
+                let needed = all.kernels[*k].args.iter().filter(|a| !all.leaves.contains(a));
+                needed.map(|a| place(a).filter(|p| (*p as usize) < i)).collect()
+            };
+            kernels.filter_map(|k| args(k).map(|a| (*k, a))).collect()
+        })
+        .collect();
+    let mut limits = vec![];
+    let mut steps: Vec<Step> = vec![];
+    let mut waiting: Vec<BTreeMap<Vec<u32>, usize>> = vec![BTreeMap::new(); order.len()];
+    let mut done: Option<usize> = None;
+    let mut first: Vec<u32> = roots.iter().filter(|r| !all.leaves.contains(r)).filter_map(place).collect();
+    first.sort_unstable();
+    first.dedup();
+    steps.push(Step { cost: 0.0, from: None, class: 0 });
+    match first.last() {
+        Some(&top) => drop(waiting[top as usize].insert(first, 0)),
+        None => return Ok(Choice::default()),
+    }
+    for at in (0..order.len()).rev() {
+        let mut states: Vec<(Vec<u32>, usize)> = std::mem::take(&mut waiting[at]).into_iter().collect();
+        if states.len() > MAX_STATES {
+            limits.push(format!("extraction kept {MAX_STATES} of {} states at one class", states.len()));
+            states.sort_by(|a, b| steps[a.1].cost.total_cmp(&steps[b.1].cost));
+            states.truncate(MAX_STATES);
+        }
+        for (set, step) in states {
+            for (kernel, args) in &usable[at] {
+                let cost = steps[step].cost + all.kernels[*kernel].cost;
+                let next: BTreeSet<u32> = set.iter().copied().filter(|c| *c as usize != at).chain(args.iter().copied()).collect();
+                let next: Vec<u32> = next.into_iter().collect();
+                let new = Step { cost, from: Some((step, *kernel)), class: at as u32 };
+                match next.last() {
+                    None => {
+                        if done.is_none_or(|d| cost < steps[d].cost) {
+                            steps.push(new);
+                            done = Some(steps.len() - 1);
+                        }
+                    }
+                    Some(&top) => match waiting[top as usize].get(&next) {
+                        Some(&known) if steps[known].cost <= cost => {}
+                        _ => {
+                            steps.push(new);
+                            waiting[top as usize].insert(next, steps.len() - 1);
+                        }
+                    },
+                }
+            }
+        }
+    }
+    let Some(mut at) = done else { return Err(PassError::Rules { reason: "no set of kernels computes every output".into() }) };
+    let mut choice = Choice { cost: steps[at].cost, limits, ..Choice::default() };
+    while let Some((before, kernel)) = steps[at].from {
+        choice.chosen.push((order[steps[at].class as usize], kernel));
+        at = before;
+    }
+    choice.chosen.reverse();
+    Ok(choice)
+}
+
+/// Classes that roots may need, arguments before users; edges that close a circle are ignored.
+fn topological(all: &Candidates, roots: &[Id]) -> Vec<Id> {
+    let mut order = vec![];
+    let mut seen: BTreeSet<Id> = BTreeSet::new();
+    let mut stack: Vec<(Id, bool)> = roots.iter().rev().map(|r| (*r, false)).collect();
+    while let Some((id, leave)) = stack.pop() {
+        if leave {
+            order.push(id);
+        } else if !all.leaves.contains(&id) && seen.insert(id) {
+            stack.push((id, true));
+            let kernels = all.by_class.get(&id).into_iter().flatten();
+            let args: BTreeSet<Id> = kernels.flat_map(|k| all.kernels[*k].args.iter().copied()).collect();
+            stack.extend(args.into_iter().filter(|a| !seen.contains(a)).map(|a| (a, false)));
+        }
+    }
+    order
+}

@@ -1,0 +1,393 @@
+//! Equality saturation over the op table, and the choice of kernels from what it finds.
+//!
+//! A graph becomes terms: an op applied to e-classes, or a leaf (input, constant, or result of a step that is no
+//! kernel). Rules add equal terms ([`crate::rules`]); [`candidates`] forms kernels, each one atomic with a cost of its
+//! own; [`extract`] picks the set that computes every root most cheaply; and the chosen terms become a graph again.
+//! Logical terms cannot be picked, so the cost of a plan is exactly the sum of its kernels.
+pub mod candidates;
+pub mod cost;
+pub mod extract;
+
+use crate::{
+    Ctx, PassError,
+    fuse::{self, Cluster, Order},
+    rules::{self, Promise, computed},
+};
+use candidates::Candidate;
+use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language, Searcher};
+use pavage_ir::{Graph, NodeId, NodeKind, Op, Tensor, TensorType, Value};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+/// Rounds of rule application at most.
+const MAX_ROUNDS: usize = 6;
+/// Terms at most.
+const MAX_TERMS: usize = 50_000;
+
+/// The head of a term.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Head {
+    /// A value that no rule looks into.
+    Leaf(u32),
+    /// An op of the table, attributes included.
+    Op(Op),
+}
+
+/// A head applied to e-classes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Term {
+    /// What is applied.
+    pub head: Head,
+    /// To what.
+    pub args: Vec<Id>,
+}
+
+impl Language for Term {
+    type Discriminant = Head;
+    fn discriminant(&self) -> Head {
+        self.head.clone()
+    }
+    fn matches(&self, other: &Self) -> bool {
+        self.head == other.head && self.args.len() == other.args.len()
+    }
+    fn children(&self) -> &[Id] {
+        &self.args
+    }
+    fn children_mut(&mut self) -> &mut [Id] {
+        &mut self.args
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.head {
+            Head::Leaf(n) => write!(f, "leaf{n}"),
+            Head::Op(op) => write!(f, "{op}"),
+        }
+    }
+}
+
+impl FromOp for Term {
+    type Error = pavage_ir::OpError;
+    fn from_op(op: &str, args: Vec<Id>) -> Result<Self, Self::Error> {
+        let op = Op::parse(op, &|_| None)?;
+        op.check_arity(args.len())?;
+        Ok(Term { head: Head::Op(op), args })
+    }
+}
+
+/// What is known of a class: every term of it has this type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fact {
+    /// Type of the value.
+    pub ty: TensorType,
+    /// The bits (as f64) of the one value all elements have, if known.
+    pub uniform: Option<u64>,
+}
+
+/// The analysis: types, which must agree, and constants.
+#[derive(Default)]
+pub struct Facts {
+    /// Facts of the leaves.
+    pub leaves: Vec<Fact>,
+    /// Pairs of types that a rule wrongly equated.
+    pub conflicts: Vec<(TensorType, TensorType)>,
+}
+
+impl Analysis<Term> for Facts {
+    type Data = Fact;
+    fn make(egraph: &mut EGraph<Term, Self>, term: &Term, _: Id) -> Fact {
+        match &term.head {
+            Head::Leaf(n) => egraph.analysis.leaves[*n as usize].clone(),
+            Head::Op(op) => {
+                let args: Vec<Fact> = term.args.iter().map(|id| egraph[*id].data.clone()).collect();
+                let types: Vec<&TensorType> = args.iter().map(|f| &f.ty).collect();
+                let ty = op.infer(pavage_ir::op::TypeArgs { types: &types, bodies: &[] }).map(|mut t| t.remove(0));
+                let uniform = match op {
+                    Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } => args.first().and_then(|f| f.uniform),
+                    _ => None,
+                };
+                // A term is added only after its op was inferred on these very types.
+                Fact { ty: ty.expect("terms are well typed"), uniform }
+            }
+        }
+    }
+    fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
+        if a.ty != b.ty {
+            self.conflicts.push((a.ty.clone(), b.ty.clone()));
+        }
+        let merged = a.uniform.or(b.uniform);
+        let did = DidMerge(merged != a.uniform, merged != b.uniform);
+        a.uniform = merged;
+        did
+    }
+}
+
+/// A graph as an e-graph: leaves and the class of every value.
+pub struct Saturated {
+    /// The e-graph, rebuilt.
+    pub egraph: EGraph<Term, Facts>,
+    /// Class of each value of the graph.
+    pub class: BTreeMap<Value, Id>,
+    /// The value each leaf stands for.
+    pub leaves: Vec<Value>,
+    /// Rule that made a term.
+    pub made_by: HashMap<Term, String>,
+    /// Source names of classes.
+    pub sources: BTreeMap<Id, Vec<String>>,
+    /// Limits that were hit.
+    pub limits: Vec<String>,
+}
+
+/// Whether rules may look into a node: one result, no nested graphs, no effect on sizes.
+fn is_term(graph: &Graph, id: NodeId) -> bool {
+    matches!(&graph[id].kind, NodeKind::Op(op, bodies) if bodies.is_empty() && graph[id].types.len() == 1 && !matches!(op, Op::BindSize { .. } | Op::NonZero { .. } | Op::Scan { .. }))
+}
+
+/// Add the graph and apply rules until nothing changes or a limit is hit.
+pub fn saturate(graph: &Graph) -> Result<Saturated, PassError> {
+    let mut egraph = EGraph::new(Facts::default());
+    let (mut class, mut leaves) = (BTreeMap::new(), vec![]);
+    let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
+    for id in graph.schedule() {
+        if is_term(graph, id) {
+            let NodeKind::Op(op, _) = &graph[id].kind else { continue };
+            let args = graph.operands(id).iter().map(|v| class[v]).collect();
+            let c = egraph.add(Term { head: Head::Op(op.clone()), args });
+            class.insert(Value::from(id), c);
+            sources.entry(c).or_default().extend(graph[id].source.iter().cloned());
+            continue;
+        }
+        for result in 0..graph[id].types.len() as u32 {
+            let v = Value { node: id, result };
+            let fact = Fact { ty: graph.ty(v).clone(), uniform: graph.as_const(v).and_then(uniform) };
+            egraph.analysis.leaves.push(fact);
+            leaves.push(v);
+            class.insert(v, egraph.add(Term { head: Head::Leaf(leaves.len() as u32 - 1), args: vec![] }));
+        }
+    }
+    let mut s = Saturated { egraph, class, leaves, made_by: HashMap::new(), sources, limits: vec![] };
+    s.egraph.rebuild();
+    s.run()?;
+    s.class = s.class.iter().map(|(v, id)| (*v, s.egraph.find(*id))).collect();
+    let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
+    for (id, names) in &s.sources {
+        sources.entry(s.egraph.find(*id)).or_default().extend(names.iter().cloned());
+    }
+    s.sources = sources;
+    Ok(s)
+}
+
+/// The value of every element of a small constant, if they are equal floats.
+fn uniform(t: &Tensor) -> Option<u64> {
+    if !t.dtype().is_float() || t.count() == 0 || t.count() > 4096 {
+        return None;
+    }
+    let first = t.get(0).f().to_bits();
+    (1..t.count()).all(|i| t.get(i).f().to_bits() == first).then_some(first)
+}
+
+impl Saturated {
+    fn run(&mut self) -> Result<(), PassError> {
+        let text = rules::all().map_err(|reason| PassError::Rules { reason })?;
+        for round in 0.. {
+            if round == MAX_ROUNDS || self.egraph.total_size() > MAX_TERMS {
+                self.limits.push(format!("equality saturation stopped after {round} rounds with {} terms", self.egraph.total_size()));
+                break;
+            }
+            let before = (self.egraph.total_size(), self.egraph.number_of_classes());
+            // Everything is found first and added after, so the result does not depend on rule order.
+            let mut found: Vec<(Id, computed::Build, String)> = vec![];
+            for rule in &text {
+                if rule.promise == Promise::Real && !REAL_RULES {
+                    continue;
+                }
+                for matches in rule.lhs.search(&self.egraph) {
+                    for subst in matches.substs {
+                        let root = egg::Id::from(rule.rhs.ast.len() - 1);
+                        found.push((matches.eclass, instantiate(&rule.rhs.ast, root, &subst), rule.name.clone()));
+                    }
+                }
+            }
+            let mut ids: Vec<Id> = self.egraph.classes().map(|c| c.id).collect();
+            ids.sort();
+            for id in ids {
+                for term in &self.egraph[id].nodes {
+                    for rule in computed::RULES {
+                        found.extend((rule.apply)(&self.egraph, term).into_iter().map(|b| (id, b, rule.name.to_string())));
+                    }
+                }
+            }
+            for (class, build, name) in found {
+                if let Some(new) = self.add(build, &name) {
+                    self.egraph.union_trusted(class, new, name);
+                }
+            }
+            self.egraph.rebuild();
+            if let Some((a, b)) = self.egraph.analysis.conflicts.first() {
+                return Err(PassError::Rules { reason: format!("a rule equated {a} and {b}") });
+            }
+            if before == (self.egraph.total_size(), self.egraph.number_of_classes()) {
+                break;
+            }
+        }
+        // Terms by their canonical form, to name the rule behind each.
+        let made = std::mem::take(&mut self.made_by);
+        self.made_by = made
+            .into_iter()
+            .map(|(mut t, rule)| {
+                t.args.iter_mut().for_each(|a| *a = self.egraph.find(*a));
+                (t, rule)
+            })
+            .collect();
+        Ok(())
+    }
+
+    /// Add a term; `None` if it is ill typed here (a rule that does not apply at these shapes).
+    fn add(&mut self, build: computed::Build, rule: &str) -> Option<Id> {
+        match build {
+            computed::Build::Class(id) => Some(self.egraph.find(id)),
+            computed::Build::Op(op, args) => {
+                let args = args.into_iter().map(|a| self.add(a, rule)).collect::<Option<Vec<Id>>>()?;
+                let types: Vec<TensorType> = args.iter().map(|a| self.egraph[*a].data.ty.clone()).collect();
+                let types: Vec<&TensorType> = types.iter().collect();
+                op.infer(pavage_ir::op::TypeArgs { types: &types, bodies: &[] }).ok()?;
+                let term = Term { head: Head::Op(op), args };
+                if self.egraph.lookup(term.clone()).is_none() {
+                    self.made_by.insert(term.clone(), rule.to_string());
+                }
+                Some(self.egraph.add(term))
+            }
+        }
+    }
+}
+
+/// Whether rules that change rounding are on. They are: every plan is checked against the evaluator within tolerance.
+const REAL_RULES: bool = true;
+
+fn instantiate(ast: &egg::PatternAst<Term>, at: Id, subst: &egg::Subst) -> computed::Build {
+    match &ast[at] {
+        egg::ENodeOrVar::Var(v) => computed::Build::Class(subst[*v]),
+        egg::ENodeOrVar::ENode(t) => match &t.head {
+            Head::Op(op) => computed::Build::Op(op.clone(), t.args.iter().map(|a| instantiate(ast, *a, subst)).collect()),
+            Head::Leaf(_) => unreachable!("leaves have no text"),
+        },
+    }
+}
+
+/// The graph that the chosen kernels compute, and the kernels.
+pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassError> {
+    let saturated = saturate(graph)?;
+    let candidates = candidates::form_all(&saturated)?;
+    let roots = roots(graph, &saturated);
+    let choice = extract::extract(&candidates, &roots)?;
+    let mut limits = saturated.limits.clone();
+    limits.extend(choice.limits.iter().cloned());
+    for limit in limits {
+        ctx.note(limit);
+    }
+    rebuild(graph, &saturated, &candidates, &choice)
+}
+
+/// Classes that must be in memory: outputs, and what steps outside the e-graph read.
+fn roots(graph: &Graph, s: &Saturated) -> Vec<Id> {
+    let mut roots: Vec<Id> = graph.outputs.iter().map(|o| s.class[&o.value]).collect();
+    for id in graph.schedule() {
+        if !is_term(graph, id) {
+            roots.extend(graph.operands(id).iter().map(|v| s.class[v]));
+        }
+    }
+    roots.sort();
+    roots.dedup();
+    roots
+}
+
+fn rebuild(graph: &Graph, s: &Saturated, candidates: &candidates::Candidates, choice: &extract::Choice) -> Result<(Graph, Vec<Cluster>), PassError> {
+    let mut new = Graph::new(graph.name.clone());
+    let mut values: BTreeMap<Id, Value> = BTreeMap::new();
+    let ill = |source| PassError::IllTyped { pass: "eqsat", source };
+    for &id in graph.inputs() {
+        if let NodeKind::Input(name) = &graph[id].kind {
+            let v = new.input(name.clone(), graph.ty(id.into()).clone());
+            values.insert(s.class[&Value::from(id)], v);
+        }
+    }
+    let mut clusters: Vec<(Vec<NodeId>, NodeId, Vec<String>)> = vec![];
+    // Nodes outside the e-graph and chosen kernels, each once what it reads exists.
+    let mut pending: Vec<Job> =
+        graph.schedule().into_iter().filter(|id| !is_term(graph, *id) && !matches!(graph[*id].kind, NodeKind::Input(_))).map(Job::Node).collect();
+    pending.extend(choice.chosen.iter().map(|(class, k)| Job::Kernel(*class, *k)));
+    while !pending.is_empty() {
+        let ready = |job: &Job| match job {
+            Job::Node(id) => graph.operands(*id).iter().all(|v| values.contains_key(&s.class[v])),
+            Job::Kernel(_, k) => candidates.kernels[*k].args.iter().all(|a| values.contains_key(a)),
+        };
+        let Some(at) = pending.iter().position(ready) else {
+            return Err(PassError::Rules { reason: "the chosen kernels depend on each other in a circle".into() });
+        };
+        match pending.remove(at) {
+            Job::Node(id) => {
+                let operands: Vec<Value> = graph.operands(id).iter().map(|v| values[&s.class[v]]).collect();
+                let node = match &graph[id].kind {
+                    NodeKind::Const(t) => new.constant(t.clone()).node,
+                    NodeKind::Op(op, bodies) => new.add_with(op.clone(), &operands, bodies.clone()).map_err(ill)?,
+                    NodeKind::Input(_) => continue,
+                };
+                new.set_source(node, graph[id].source.clone());
+                for result in 0..graph[id].types.len() as u32 {
+                    values.insert(s.class[&Value { node: id, result }], Value { node, result });
+                }
+            }
+            Job::Kernel(class, k) => {
+                let kernel = &candidates.kernels[k];
+                let (members, root, rules) = emit(&mut new, s, kernel, &values).map_err(ill)?;
+                values.insert(class, root.into());
+                clusters.push((members, root, rules));
+            }
+        }
+    }
+    for out in &graph.outputs {
+        new.output(out.name.clone(), values[&s.class[&out.value]]);
+    }
+    let order = Order::new(&new);
+    let mut formed = vec![];
+    for (members, root, rules) in clusters {
+        // A reshape on its own is another name for its operand, and a concatenation a step: neither is a kernel.
+        if members.iter().all(|m| new.op(*m).is_some_and(|op| matches!(op, Op::Reshape { .. }) || fuse::is_control(op))) {
+            continue;
+        }
+        let (members, region) = fuse::assemble_exact(&new, &order, &members, &[root.into()])
+            .map_err(|e| PassError::Rules { reason: format!("a chosen kernel cannot be formed again: {e}") })?;
+        formed.push(Cluster { members, formed: region, rules });
+    }
+    // Values that two kernels want: a kernel of several outputs, where that pays.
+    let formed = fuse::grow(&new, formed, "share");
+    Ok((new, formed))
+}
+
+enum Job {
+    Node(NodeId),
+    Kernel(Id, usize),
+}
+
+/// Add a kernel's terms to the graph: members, the root, and the rules behind them.
+fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id, Value>) -> Result<(Vec<NodeId>, NodeId, Vec<String>), pavage_ir::OpError> {
+    let mut local: BTreeMap<Id, Value> = BTreeMap::new();
+    let (mut members, mut rules) = (vec![], vec![]);
+    for (class, term) in &kernel.members {
+        let Head::Op(op) = &term.head else { continue };
+        let operands: Vec<Value> = term.args.iter().map(|a| local.get(a).copied().unwrap_or_else(|| values[a])).collect();
+        let v = new.add(op.clone(), &operands)?;
+        new.set_source(v.node, s.sources.get(class).cloned().unwrap_or_default());
+        if let Some(rule) = s.made_by.get(term) {
+            rules.push(rule.clone());
+        }
+        local.insert(*class, v);
+        members.push(v.node);
+    }
+    rules.dedup();
+    let root = members[members.len() - 1];
+    Ok((members, root, rules))
+}

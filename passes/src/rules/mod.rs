@@ -1,0 +1,67 @@
+//! All rewrite rules: text in `*.rules`, and [`computed`] ones whose attributes Rust works out.
+//!
+//! A text rule is `name: lhs => rhs`, a pattern of op mnemonics and `?variables` on either side. `=>` promises equal
+//! bits on every input; `~>` equal real numbers, rounding apart. `tests/rules.rs` runs every rule against the
+//! evaluator, so a wrong one is caught the minute it is written.
+pub mod computed;
+
+use crate::eqsat::Term;
+use egg::Pattern;
+
+/// What a rule promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// The same bits.
+    Exact,
+    /// The same real numbers; rounding may differ.
+    Real,
+}
+
+/// One text rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Unique name.
+    pub name: String,
+    /// What it promises.
+    pub promise: Promise,
+    /// Pattern to find.
+    pub lhs: Pattern<Term>,
+    /// What it equals.
+    pub rhs: Pattern<Term>,
+}
+
+/// The rule files.
+pub const FILES: &[(&str, &str)] = &[("algebra.rules", include_str!("algebra.rules"))];
+
+/// Every text rule of every file, or the line that is none.
+pub fn all() -> Result<Vec<Rule>, String> {
+    let mut rules = vec![];
+    for (file, text) in FILES {
+        rules.extend(parse(file, text)?);
+    }
+    Ok(rules)
+}
+
+/// Parse the rules of one file.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Rule>, String> {
+    let mut rules = vec![];
+    for (i, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = |what: &str| format!("{file}:{}: {what}: {line}", i + 1);
+        let (name, rest) = line.split_once(": ").ok_or_else(|| at("expected `name: `"))?;
+        let (promise, (lhs, rhs)) = match (rest.split_once("=>"), rest.split_once("~>")) {
+            (Some(sides), None) => (Promise::Exact, sides),
+            (None, Some(sides)) => (Promise::Real, sides),
+            _ => return Err(at("expected one `=>` or `~>`")),
+        };
+        let pattern = |s: &str| s.trim().parse::<Pattern<Term>>().map_err(|e| at(&e.to_string()));
+        let (lhs, rhs) = (pattern(lhs)?, pattern(rhs)?);
+        if let Some(v) = rhs.vars().iter().find(|v| !lhs.vars().contains(v)) {
+            return Err(at(&format!("{v} is unbound on the left")));
+        }
+        rules.push(Rule { name: name.trim().into(), promise, lhs, rhs });
+    }
+    Ok(rules)
+}
