@@ -30,7 +30,7 @@ pub fn cast(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
             let signed = b.class() == Class::Signed;
             // Nibbles saturate at their own ends, in the byte that holds them.
             let v = if b.bits() == 4 { clamp_nibble(e, &v, wide, b) } else { v };
-            e.op(&format!("llvm.intr.fpto{}i.sat {v} : {t} to {tb}", if signed { "s" } else { "u" }))
+            e.op(&format!("llvm.call_intrinsic \"llvm.fpto{}i.sat\"({v}) : ({t}) -> {tb}", if signed { "s" } else { "u" }))
         }
         (class, Class::Float) => {
             let unsigned = class != Class::Signed;

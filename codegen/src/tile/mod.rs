@@ -11,6 +11,7 @@
 pub mod builder;
 pub mod check;
 pub mod hopper;
+pub mod interp;
 pub mod mma;
 pub mod op;
 pub mod text;

@@ -1,0 +1,201 @@
+//! Memory of a machine: the arguments, shared memory per block, local memory per thread; bounds and race checks.
+use crate::tile::{Access, Buf, Kernel, Op, Space};
+use pavage_ir::{
+    DType, Scalar,
+    scalar::{decode_f8, encode_f8, wrap_int},
+};
+
+/// Bytes of one region. Nibble elements share bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    region: usize,
+    byte: usize,
+    /// Half of the first byte, for nibbles.
+    high: bool,
+}
+
+/// Who last touched a shared byte.
+#[derive(Clone, Copy, Default)]
+struct Touch {
+    write: Option<(u32, u32)>,
+    read: Option<(u32, u32)>,
+    /// More than one thread has read it in that epoch.
+    many: bool,
+}
+
+/// All memory that a machine reaches.
+pub struct Memory {
+    /// Arguments in order, then shared memory per block, then local memory per block and thread.
+    regions: Vec<Vec<u8>>,
+    n_args: usize,
+    blocks: usize,
+    threads: usize,
+    arg_of: Vec<Option<usize>>,
+    offsets: Vec<u64>,
+    touched: Vec<Vec<Touch>>,
+}
+
+impl Memory {
+    pub(super) fn new(kernel: &Kernel, bufs: &mut [Vec<u8>], blocks: usize, threads: usize, scratch: usize) -> Memory {
+        let mut arg_of = vec![None; kernel.bufs.len()];
+        for (i, b) in kernel.args().enumerate() {
+            arg_of[b.0 as usize] = Some(i);
+        }
+        let (shared, local) = (kernel.layout(Space::Shared), kernel.layout(Space::Local));
+        let mut offsets = vec![0; kernel.bufs.len()];
+        for (i, b) in kernel.bufs.iter().enumerate() {
+            offsets[i] = match b.space {
+                Space::Global => b.alias.map_or(0, |(_, bytes)| bytes),
+                Space::Shared => shared.0[i].unwrap_or(0),
+                Space::Local => local.0[i].unwrap_or(0),
+            };
+            if let (Some((owner, _)), Space::Global) = (b.alias, b.space) {
+                arg_of[i] = arg_of[owner.0 as usize];
+            }
+        }
+        let mut regions: Vec<Vec<u8>> = bufs.iter_mut().map(std::mem::take).collect();
+        let n_args = regions.len();
+        // Memory that nobody has written holds NaNs.
+        regions.extend((0..blocks).map(|_| vec![0xff; shared.1 as usize]));
+        let local_bytes = (local.1 as usize).max(scratch);
+        regions.extend((0..blocks * threads).map(|_| if local.1 > 0 || scratch > 0 { vec![0xff; local_bytes] } else { vec![] }));
+        // Asynchronous copies order themselves by barriers that the epoch check does not follow.
+        let mut epochs_hold = true;
+        kernel.walk(&mut |s| epochs_hold &= !matches!(s.op, Op::Hopper(_) | Op::Mma(_)));
+        let touched = (0..blocks).map(|_| if epochs_hold { vec![Touch::default(); shared.1 as usize] } else { vec![] }).collect();
+        Memory { regions, n_args, blocks, threads, arg_of, offsets, touched }
+    }
+
+    pub(super) fn give_back(self, bufs: &mut [Vec<u8>]) {
+        for (b, r) in bufs.iter_mut().zip(self.regions) {
+            *b = r;
+        }
+    }
+
+    /// Bytes of shared memory of a block.
+    pub fn shared(&mut self, block: usize) -> &mut Vec<u8> {
+        &mut self.regions[self.n_args + block]
+    }
+
+    /// Bytes of an argument.
+    pub fn arg(&mut self, kernel_arg: usize) -> &mut Vec<u8> {
+        &mut self.regions[kernel_arg]
+    }
+
+    /// Bytes of an argument, by buffer.
+    pub fn arg_of(&mut self, buf: Buf) -> Option<&mut Vec<u8>> {
+        let i = self.arg_of[buf.0 as usize]?;
+        Some(&mut self.regions[i])
+    }
+
+    /// Byte offset of a buffer in its region.
+    pub fn offset(&self, buf: Buf) -> usize {
+        self.offsets[buf.0 as usize] as usize
+    }
+
+    pub(super) fn locate(&self, kernel: &Kernel, buf: Buf, index: i64, n: usize, block: usize, thread: usize) -> Result<Place, String> {
+        let info = kernel.buf(buf);
+        let region = match info.space {
+            Space::Global => self.arg_of[buf.0 as usize].ok_or("no such argument")?,
+            Space::Shared => self.n_args + block,
+            Space::Local => self.n_args + self.blocks + block * self.threads + thread,
+        };
+        let bits = info.dtype.bits() as i128;
+        let start = i128::from(index) * bits;
+        let end = start + n as i128 * bits;
+        let limit = match info.len {
+            Some(len) => i128::from(len) * bits,
+            None => (self.regions[region].len() as i128 - self.offsets[buf.0 as usize] as i128) * 8,
+        };
+        if start < 0 || end > limit {
+            return Err(format!("elements {index}..{} of {buf}, which holds {}", index + n as i64, limit / bits));
+        }
+        Ok(Place { region, byte: self.offsets[buf.0 as usize] as usize + (start / 8) as usize, high: start % 8 != 0 })
+    }
+
+    /// Read element `i` from a place.
+    pub fn read(&self, place: Place, dtype: DType, i: usize) -> Scalar {
+        let bytes = &self.regions[place.region];
+        if dtype.bits() == 4 {
+            let at = place.byte * 2 + usize::from(place.high) + i;
+            let nibble = bytes[at / 2] >> (4 * (at % 2)) & 15;
+            return Scalar::I(wrap_int(i128::from(nibble), dtype));
+        }
+        let w = dtype.bits() / 8;
+        decode(&bytes[place.byte + i * w..][..w], dtype)
+    }
+
+    /// Write element `i` of a place.
+    pub fn write(&mut self, place: Place, dtype: DType, i: usize, v: Scalar) {
+        let bytes = &mut self.regions[place.region];
+        if dtype.bits() == 4 {
+            let at = place.byte * 2 + usize::from(place.high) + i;
+            let shift = 4 * (at % 2);
+            bytes[at / 2] = bytes[at / 2] & !(15 << shift) | ((v.i() & 15) as u8) << shift;
+            return;
+        }
+        let w = dtype.bits() / 8;
+        encode(v, dtype, &mut bytes[place.byte + i * w..][..w]);
+    }
+
+    /// Note that `thread` of `block` touches `bytes` bytes of a place; an error if that races. Only shared memory is watched.
+    pub(super) fn touch(&mut self, place: Place, bytes: usize, block: usize, thread: usize, epoch: u32, how: Access) -> Result<(), String> {
+        if place.region < self.n_args || place.region >= self.n_args + self.blocks || self.touched[block].is_empty() {
+            return Ok(());
+        }
+        let me = thread as u32;
+        for b in place.byte..place.byte + bytes {
+            let t = &mut self.touched[block][b];
+            let race = |other: u32, what: &str| Err(format!("race: thread {thread} {what} shared byte {b} that thread {other} touched since the last barrier"));
+            if let Some((e, w)) = t.write
+                && e == epoch
+                && w != me
+            {
+                return race(w, if how == Access::Read { "reads" } else { "writes" });
+            }
+            if how == Access::Read {
+                t.many = matches!(t.read, Some((e, r)) if e == epoch && (r != me || t.many));
+                t.read = Some((epoch, me));
+            } else {
+                if let Some((e, r)) = t.read
+                    && e == epoch
+                    && (r != me || t.many)
+                {
+                    return race(r, "writes");
+                }
+                t.write = Some((epoch, me));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The element whose little-endian bytes these are.
+pub(super) fn decode(b: &[u8], dtype: DType) -> Scalar {
+    let mut raw = [0u8; 16];
+    raw[..b.len()].copy_from_slice(b);
+    let bits = u128::from_le_bytes(raw);
+    match dtype {
+        DType::F64 => Scalar::F(f64::from_bits(bits as u64)),
+        DType::F32 => Scalar::F(f64::from(f32::from_bits(bits as u32))),
+        DType::F16 => Scalar::F(half::f16::from_bits(bits as u16).to_f64()),
+        DType::BF16 => Scalar::F(half::bf16::from_bits(bits as u16).to_f64()),
+        DType::F8E4M3 | DType::F8E5M2 => Scalar::F(decode_f8(bits as u8, dtype)),
+        DType::Bool => Scalar::B(bits != 0),
+        _ => Scalar::I(wrap_int(bits as i128, dtype)),
+    }
+}
+
+/// Write an element as little-endian bytes.
+pub(super) fn encode(v: Scalar, dtype: DType, out: &mut [u8]) {
+    let bits: u128 = match dtype {
+        DType::F64 => v.f().to_bits().into(),
+        DType::F32 => (v.f() as f32).to_bits().into(),
+        DType::F16 => half::f16::from_f64(v.f()).to_bits().into(),
+        DType::BF16 => half::bf16::from_f64(v.f()).to_bits().into(),
+        DType::F8E4M3 | DType::F8E5M2 => encode_f8(v.f(), dtype).into(),
+        DType::Bool => u128::from(v.b()),
+        _ => v.i() as u128,
+    };
+    out.copy_from_slice(&bits.to_le_bytes()[..out.len()]);
+}
