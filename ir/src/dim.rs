@@ -163,8 +163,9 @@ impl Dim {
             && let (Some(ca), Some(cb)) = (a.as_const(), by.as_const())
             && ca > 0
             && cb > 0
+            && let Some(both) = ca.checked_mul(cb)
         {
-            return x.div_in(&Dim::from(ca * cb), axes);
+            return x.div_in(&Dim::from(both), axes);
         }
         quotient + Dim::from(Atom::Div(Box::new(rest), Box::new(by.clone())))
     }
@@ -178,7 +179,7 @@ impl Dim {
         if let (Some(a), Some(b)) = (rest.as_const(), by.as_const())
             && b != 0
         {
-            return Dim::from(a - b * floor_div(a, b));
+            return Dim::from(floor_mod(a, b));
         }
         Dim::from(Atom::Mod(Box::new(rest), Box::new(by.clone())))
     }
@@ -194,12 +195,12 @@ impl Dim {
         let (mut quotient, mut rest) = (vec![], vec![]);
         for (atoms, c) in &self.0 {
             match remove_all(atoms, factor) {
-                Some(left) if c % coeff == 0 => quotient.push((left, c / coeff)),
+                Some(left) if c.wrapping_rem(*coeff) == 0 => quotient.push((left, c.wrapping_div(*coeff))),
                 // A constant splits into the part that divides and a non-negative remainder.
                 _ if atoms.is_empty() && factor.is_empty() && *coeff > 0 => {
                     let q = floor_div(*c, *coeff);
                     quotient.push((vec![], q));
-                    rest.push((vec![], c - q * coeff));
+                    rest.push((vec![], floor_mod(*c, *coeff)));
                 }
                 _ => rest.push((atoms.clone(), *c)),
             }
@@ -256,12 +257,17 @@ impl Dim {
 
     /// Whether no value of the symbols within their bounds makes this negative (false when unsure).
     pub fn is_nonneg(&self) -> bool {
-        // Shift every symbol by its minimum: then all-positive coefficients prove it.
-        let shifted = self.map_atoms(&|atom| match atom {
-            Atom::Sym(s) => Dim::from(atom.clone()) + Dim::from(s.min),
-            _ => Dim::from(atom.clone()),
-        });
-        shifted.0.iter().all(|(atoms, c)| *c >= 0 && atoms.iter().all(atom_nonneg))
+        // Shift every symbol by its minimum: then all-positive coefficients prove it. What stands inside
+        // quotients and the like keeps its form, or this would redo all simplification at every level.
+        let mut shifted = Dim::ZERO;
+        for (atoms, c) in &self.0 {
+            let factor = |atom: &Atom| match atom {
+                Atom::Sym(s) => Dim::from(atom.clone()) + Dim::from(s.min),
+                _ => Dim::from(atom.clone()),
+            };
+            shifted = shifted + atoms.iter().fold(Dim::from(*c), |product, atom| product * factor(atom));
+        }
+        shifted.0.iter().all(|(atoms, c)| *c >= 0 && atoms.iter().all(shifted_nonneg))
     }
 
     fn has_axes(&self) -> bool {
@@ -346,7 +352,7 @@ impl Dim {
                             if b == 0 {
                                 return None;
                             }
-                            a - b * floor_div(a, b)
+                            floor_mod(a, b)
                         }
                         Atom::Max(a, b) => a.eval(env)?.max(b.eval(env)?),
                         Atom::Min(a, b) => a.eval(env)?.min(b.eval(env)?),
@@ -434,7 +440,11 @@ impl Dim {
 
 fn floor_div(a: i64, b: i64) -> i64 {
     let q = a.wrapping_div(b);
-    if (a % b != 0) && ((a < 0) != (b < 0)) { q - 1 } else { q }
+    if (a.wrapping_rem(b) != 0) && ((a < 0) != (b < 0)) { q - 1 } else { q }
+}
+
+fn floor_mod(a: i64, b: i64) -> i64 {
+    a.wrapping_sub(b.wrapping_mul(floor_div(a, b)))
 }
 
 fn remove_all(from: &[Atom], what: &[Atom]) -> Option<Vec<Atom>> {
@@ -444,6 +454,11 @@ fn remove_all(from: &[Atom], what: &[Atom]) -> Option<Vec<Atom>> {
         left.remove(at);
     }
     Some(left)
+}
+
+/// [`atom_nonneg`] where a symbol stands for what exceeds its minimum.
+fn shifted_nonneg(atom: &Atom) -> bool {
+    matches!(atom, Atom::Sym(_)) || atom_nonneg(atom)
 }
 
 fn atom_nonneg(atom: &Atom) -> bool {
