@@ -111,6 +111,57 @@ fn rules_and_evaluators_do_not_panic() {
 }
 
 #[test]
+fn windows_do_not_panic() {
+    let mut rng = Rng(9);
+    let mut evaluated = std::collections::BTreeMap::new();
+    for _ in 0..60_000 {
+        let spatial = rng.below(2) + 1;
+        let mut list = |from: &[i64]| (0..spatial).map(|_| rng.pick(from).to_string()).collect::<Vec<_>>().join(",");
+        let sizes = [1, 1, 2, 3, 4, 1 << 31, (1 << 31) + 1, 0];
+        let pads = [0, 0, 1, 2, -1, -5, 1 << 31, 9];
+        let (strides, dilations, kernel, lo, hi) = (list(&sizes), list(&sizes), list(&sizes), list(&pads), list(&pads));
+        let extra = list(&[0, 1, 3]);
+        let windows = format!("strides=[{strides}],dilations=[{dilations}],lo=[{lo}],hi=[{hi}]");
+        let layout = rng.pick(&["nchw", "nhwc"]);
+        let groups = rng.below(3);
+        let ceil = rng.below(2) == 1;
+        let mode = rng.pick(&["max", "mean", "mean_padded"]);
+        let rank = spatial + 2;
+        let scale = rng.pick(&["1.0", "0.5", "3.7", "1e-300", "1e300", "0.001"]);
+        let filter = rng.pick(&["nearest", "linear", "cubic"]);
+        let coord = rng.pick(&["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"]);
+        let out: Vec<String> = (0..rank).map(|_| rng.below(5).to_string()).collect();
+        let text = match rng.below(4) {
+            0 => format!("conv[{windows},groups={groups},layout={layout}]"),
+            1 => format!("conv_transpose[{windows},extra=[{extra}],groups={groups},layout={layout}]"),
+            2 => format!("pool[f={mode},kernel=[{kernel}],{windows},ceil={ceil},layout={layout}]"),
+            _ => format!(
+                "resize[mode={filter},coord={coord},nearest=floor,sizes=[{}],scales=[{}],cubic_a=-0.75,outside=0.0,antialias={ceil},exclude={ceil}]",
+                out.join(","),
+                vec![scale; rank].join(",")
+            ),
+        };
+        let op = Op::parse(&text, &|_| None).expect("an op");
+        let dtype = rng.pick(&[DType::F32, DType::I8, DType::F32]);
+        let mut shape = |least: usize| (0..rank).map(|_| least + rng.below(4)).collect::<Vec<_>>();
+        let (x, w) = (shape(0), shape(1));
+        let operands = [common::tensor(&mut rng, dtype, &x), common::tensor(&mut rng, dtype, &w)];
+        let tensors: Vec<&Tensor> = operands.iter().take(op.operand_names().len().min(if text.starts_with("conv") { 2 } else { 1 })).collect();
+        let types: Vec<TensorType> = tensors.iter().map(|t| t.ty()).collect();
+        let inferred = op.infer(TypeArgs { types: &types.iter().collect::<Vec<_>>(), bodies: &[] });
+        let big = |t: &TensorType| t.const_shape().is_some_and(|s| s.iter().fold(1usize, |n, d| n.saturating_mul((*d).max(1))) > 1 << 16);
+        if inferred.as_ref().is_ok_and(|r| r.iter().any(big)) {
+            continue;
+        }
+        if let Ok(values) = op.eval(EvalArgs { tensors: &tensors, bodies: &[], results: &[] }) {
+            *evaluated.entry(op.mnemonic()).or_insert(0) += 1;
+            assert_eq!(Ok(vec![values[0].ty()]), inferred, "{op}");
+        }
+    }
+    assert!(evaluated.len() == 4 && evaluated.values().all(|n| *n > 100), "{evaluated:?}");
+}
+
+#[test]
 fn recurrences_and_trees_reject_wrong_values_quietly() {
     let ints = |v: &[i64]| Tensor::from_i64([v.len()], v);
     let floats = |v: &[f32]| Tensor::from_f32([v.len()], v);
