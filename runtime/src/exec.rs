@@ -1,6 +1,6 @@
 //! Runs a body: binds its segments, does its steps, nested bodies included.
 use crate::analysis::BodyInfo;
-use crate::backend::Backend;
+use crate::backend::{Backend, Launch};
 use crate::error::Shape;
 use crate::frame::{Child, Frame, LoopState, Slot};
 use crate::plan::{Body, BufferId, BufferKind, KernelId, Manifest, Plan, Step};
@@ -16,8 +16,21 @@ pub struct LaunchTime {
     pub ns: f64,
 }
 
+/// A launch as [`Session::run_observed`](crate::Session::run_observed) shows it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Which kernel of the plan.
+    pub kernel: KernelId,
+    /// Its run-time sizes.
+    pub dims: Vec<i64>,
+    /// Its buffers before the launch, in argument order.
+    pub before: Vec<Tensor>,
+    /// The same buffers after it.
+    pub after: Vec<Tensor>,
+}
+
 /// What all bodies of one run share.
-pub(crate) struct Run<'a> {
+pub(crate) struct Run<'a, 'w> {
     pub(crate) backend: &'a mut dyn Backend,
     pub(crate) manifest: &'a Manifest,
     pub(crate) plan: &'a Plan,
@@ -30,8 +43,15 @@ pub(crate) struct Run<'a> {
     pub(crate) outputs: &'a mut [Tensor],
     /// Room for a launch's addresses.
     pub(crate) args: &'a mut Vec<u64>,
-    /// Where to note times, if wanted.
-    pub(crate) times: Option<&'a mut Vec<LaunchTime>>,
+    /// What to note of each launch.
+    pub(crate) watch: Watch<'w>,
+}
+
+/// What to note of each launch of a run.
+pub(crate) enum Watch<'a> {
+    Nothing,
+    Times(&'a mut Vec<LaunchTime>),
+    Values(&'a mut dyn FnMut(&Observed)),
 }
 
 /// A value on its way into or out of a nested body.
@@ -41,7 +61,7 @@ struct Passed<'a> {
     dims: &'a [i64],
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     /// Does all steps. Inputs and captures of the frame have their addresses.
     pub(crate) fn body(&mut self, info: &BodyInfo, body: &Body, frame: &mut Frame) -> Result<(), Error> {
         let mut next_child = 0;
@@ -56,14 +76,14 @@ impl Run<'_> {
                     Step::Launch { args, .. } => {
                         self.args.clear();
                         self.args.extend(args.iter().map(|a| frame.address[a.index()]));
-                        if let Some(launch) = frame.launch(segment, i - first) {
-                            match &mut self.times {
-                                None => self.backend.launch(launch, self.args)?,
-                                Some(times) => {
-                                    let ns = self.backend.launch_timed(launch, self.args)?;
-                                    times.push(LaunchTime { kernel: launch.kernel, ns });
-                                }
+                        let Some(launch) = frame.launch(segment, i - first) else { continue };
+                        match &mut self.watch {
+                            Watch::Nothing => self.backend.launch(launch, self.args)?,
+                            Watch::Times(times) => {
+                                let ns = self.backend.launch_timed(launch, self.args)?;
+                                times.push(LaunchTime { kernel: launch.kernel, ns });
                             }
+                            Watch::Values(_) => self.launch_observed(info, body, frame, launch, args)?,
                         }
                     }
                     Step::Copy { from, to } => {
@@ -114,6 +134,27 @@ impl Run<'_> {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Launches, and shows the buffers before and after.
+    fn launch_observed(&mut self, info: &BodyInfo, body: &Body, frame: &Frame, launch: &Launch, args: &[BufferId]) -> Result<(), Error> {
+        let values = |backend: &mut dyn Backend| -> Result<Vec<Tensor>, Error> {
+            let mut tensors = Vec::with_capacity(args.len());
+            for id in args {
+                let shape: Vec<usize> = frame.shape(info, *id).iter().map(|d| *d as usize).collect();
+                let mut tensor = Tensor::zeros(body.buffers[id.index()].dtype, &shape)?;
+                backend.read(frame.address[id.index()], tensor.bytes_mut())?;
+                tensors.push(tensor);
+            }
+            Ok(tensors)
+        };
+        let before = values(self.backend)?;
+        self.backend.launch(launch, self.args)?;
+        let after = values(self.backend)?;
+        if let Watch::Values(show) = &mut self.watch {
+            show(&Observed { kernel: launch.kernel, dims: launch.dims.clone(), before, after });
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::backend::{Backend, Replay};
 use crate::cpu::{self, Cpu};
 use crate::device::Device;
 use crate::error::Shape;
-use crate::exec::{LaunchTime, Run};
+use crate::exec::{LaunchTime, Observed, Run, Watch};
 use crate::frame::Frame;
 use crate::null::Null;
 use crate::plan::{BufferKind, CodeKind, Plan, Port, Step};
@@ -239,7 +239,7 @@ impl Session {
     {
         let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
         self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
-        self.run_with(&by_name, outputs, None)
+        self.run_with(&by_name, outputs, Watch::Nothing)
     }
 
     /// Runs the model and times each launch, in order; slower than [`Session::run`].
@@ -250,8 +250,19 @@ impl Session {
         let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
         self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
         let mut times = Vec::new();
-        self.run_with(&by_name, outputs, Some(&mut times))?;
+        self.run_with(&by_name, outputs, Watch::Times(&mut times))?;
         Ok(times)
+    }
+
+    /// Runs the model and shows each launch's buffers before and after it, in order: to find the
+    /// first kernel that goes wrong. Slow: every buffer comes to the host.
+    pub fn run_observed<'v, V>(&mut self, inputs: &[(&str, V)], outputs: &mut Outputs, show: &mut dyn FnMut(&Observed)) -> Result<(), Error>
+    where
+        V: Copy + Into<Value<'v>>,
+    {
+        let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
+        self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
+        self.run_with(&by_name, outputs, Watch::Values(show))
     }
 
     fn check_names(&self, names: &mut dyn Iterator<Item = &str>) -> Result<(), Error> {
@@ -269,7 +280,7 @@ impl Session {
         if n > ports.len() { Err(Error::RepeatedInput(last.into())) } else { Ok(()) }
     }
 
-    fn run_with<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, times: Option<&mut Vec<LaunchTime>>) -> Result<(), Error> {
+    fn run_with<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, watch: Watch) -> Result<(), Error> {
         if let Some(why) = &self.closed {
             return Err(Error::Closed(why.clone()));
         }
@@ -277,7 +288,7 @@ impl Session {
             *outputs = self.new_outputs()?;
         }
         self.bind_inputs(input)?;
-        let done = self.run_bound(input, outputs, times);
+        let done = self.run_bound(input, outputs, watch);
         if let Err(error) = &done {
             self.backend.abandon();
             if matches!(error, Error::Device { .. }) {
@@ -351,7 +362,7 @@ impl Session {
         Error::InputShape { input: port.name.clone(), expected: format!("[{}]", dims.join(" x ")), found: Shape(value.shape().to_vec()), why }
     }
 
-    fn run_bound<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, times: Option<&mut Vec<LaunchTime>>) -> Result<(), Error> {
+    fn run_bound<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, watch: Watch) -> Result<(), Error> {
         let manifest = self.artifact.manifest();
         let plan = &manifest.plans[self.plan];
         let (body, info, frame) = (&plan.body, &self.info, &mut self.frame);
@@ -364,7 +375,7 @@ impl Session {
                 other => other,
             })?;
         }
-        let timed = times.is_some();
+        let watched = !matches!(watch, Watch::Nothing);
         let mut run = Run {
             backend: self.backend.as_mut(),
             manifest,
@@ -374,12 +385,12 @@ impl Session {
             symbols: &mut self.symbols,
             outputs: &mut outputs.tensors,
             args: &mut self.args,
-            times,
+            watch,
         };
         // Places first, so that a recording has nothing but work in it.
         frame.bind(&mut run, info, body, 0)?;
         let key = frame.binding(0);
-        let recording = if timed { Replay::Off } else { run.backend.record(key)? };
+        let recording = if watched { Replay::Off } else { run.backend.record(key)? };
         if !matches!(recording, Replay::Done) {
             run.body(info, body, frame)?;
         }

@@ -176,6 +176,18 @@ fn nested_plans() -> Vec<Plan> {
 }
 
 #[test]
+fn files_that_are_no_artifacts_are_refused() {
+    let folder = folder("none");
+    let empty = folder.join("empty.pav");
+    std::fs::write(&empty, b"").unwrap();
+    for path in [folder.join("missing.pav"), folder.clone(), empty, "/dev/zero".into()] {
+        let error = Artifact::open(&path).err().unwrap();
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+    std::fs::remove_dir_all(folder).ok();
+}
+
+#[test]
 fn a_newer_format_says_what_to_do() {
     let mut bytes = small_bytes();
     bytes[8..12].copy_from_slice(&(FORMAT_VERSION + 2).to_le_bytes());

@@ -65,6 +65,25 @@ fn each_launch_is_timed_in_order() {
 }
 
 #[test]
+fn each_launch_can_be_looked_at() {
+    let mut session = small().session(Device::Cpu, options("unfused", 2)).unwrap();
+    let (a, b) = (noise(3, 400), noise(4, 400));
+    let mut outputs = session.new_outputs().unwrap();
+    let mut seen = Vec::new();
+    let inputs = [("a", &tensor(&[50, 8], &a)), ("b", &tensor(&[50, 8], &b))];
+    session.run_observed(&inputs, &mut outputs, &mut |o| seen.push(o.clone())).unwrap();
+    assert_eq!(seen.iter().map(|o| o.kernel.0).collect::<Vec<_>>(), [0, 1, 2]);
+    let sum: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+    let relu: Vec<f32> = sum.iter().map(|v| v.max(0.0)).collect();
+    assert_eq!(seen[0].before[1].as_slice::<f32>().unwrap(), b);
+    assert_eq!(seen[0].after[2].as_slice::<f32>().unwrap(), sum);
+    assert_eq!(seen[1].before[0].as_slice::<f32>().unwrap(), sum);
+    assert_eq!(seen[1].after[1].as_slice::<f32>().unwrap(), relu);
+    assert_eq!(seen[2].after[2].shape(), [50, 8]);
+    assert_eq!(outputs[0].as_slice::<f32>().unwrap(), small_model_expects(&a, &b));
+}
+
+#[test]
 fn requests_that_do_not_fit_are_told_why() {
     let artifact = small();
     let mut session = artifact.session(Device::Cpu, options("fused", 1)).unwrap();
