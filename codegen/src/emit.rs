@@ -5,11 +5,15 @@ use crate::{
     kernels::{self, ArgFacts, Built, KernelError, Pack},
     llvm::MiddleEnd,
     targets::{Cpu, Target},
-    tile,
+    tile::{
+        self,
+        hopper::{self, TensorMap},
+    },
     wire::{self, Symbols},
 };
 use pavage_ir::{
     Dim, Region, Schedule, Sym, Tensor, TensorType,
+    dim::Atom,
     program::{Body, BufId, BufferKind, Origin, Program, Step},
 };
 use pavage_runtime::{self as rt, DimExpr, plan};
@@ -189,7 +193,10 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
                 let so = compile::cpu_library(&tiles, target, MiddleEnd::None, request.threads)?;
                 writer.add_code(target.name(), plan::CodeKind::SharedObject, &features(cpu), so)
             }
-            Target::Gpu(_) => return Err(CompileError::NotCpu(target.name().into()).into()),
+            Target::Gpu(_) => {
+                let ptx = compile::ptx(&tiles, target)?;
+                writer.add_code(target.name(), plan::CodeKind::Ptx, &[], ptx.into_bytes())
+            }
         };
         tell("plans");
         for program in request.programs {
@@ -347,6 +354,35 @@ impl PlanWriter<'_, '_> {
         Ok(plan::Step::Launch { kernel: plan::KernelId(kernel as u32), args: ids, dims })
     }
 
+    /// A tensor map over the artifact's symbols: the kernel's own sizes are replaced by what the launch passes.
+    fn tensor_map(&self, map: &TensorMap, built: &Built) -> plan::TensorMap {
+        let kernel = &built.kernel;
+        let own: Vec<Dim> = (0..built.dims.len()).map(hopper::size).collect();
+        let size = |d: &Dim| {
+            let passed = |a: &Atom| own.iter().position(|o| *o == Dim::from(a.clone())).map_or_else(|| Dim::from(a.clone()), |i| built.dims[i].clone());
+            self.symbols.dim(&d.map_atoms(&passed))
+        };
+        let element = kernel.buf(map.arg).dtype;
+        let width = Dim::from(element.bits() as i64 / 8);
+        plan::TensorMap {
+            arg: kernel.args().position(|b| b == map.arg).unwrap_or(0) as u32,
+            byte_offset: DimExpr::Const(0),
+            dtype: wire::dtype(element).unwrap_or(rt::DType::U8),
+            dims: map.dims.iter().map(size).collect(),
+            strides: map.strides.iter().map(|s| size(&(s.clone() * width.clone()))).collect(),
+            box_dims: map.boxes.clone(),
+            element_strides: vec![],
+            swizzle: match map.swizzle {
+                32 => plan::Swizzle::B32,
+                64 => plan::Swizzle::B64,
+                128 => plan::Swizzle::B128,
+                _ => plan::Swizzle::None,
+            },
+            l2_promotion: plan::L2Promotion::default(),
+            fill: plan::Fill::default(),
+        }
+    }
+
     fn kernel(&self, region: &Region, unit: &Unit, origin: &Origin) -> plan::Kernel {
         let built = &unit.built;
         let dim = |d: &Dim| self.symbols.dim(d);
@@ -358,7 +394,7 @@ impl PlanWriter<'_, '_> {
             block: [built.kernel.launch.threads, 1, 1],
             cluster: built.kernel.launch.cluster,
             smem: u32::try_from(built.kernel.shared_bytes()).unwrap_or(u32::MAX),
-            tensor_maps: vec![],
+            tensor_maps: built.kernel.maps.iter().map(|m| self.tensor_map(m, built)).collect(),
             pdl: built.kernel.launch.pdl,
         });
         plan::Kernel {
