@@ -1,7 +1,7 @@
 //! The reference evaluator of whole graphs: one node after another, in [`Graph::schedule`] order.
 //!
-//! Sizes come from the inputs: an input extent that is a lone symbol binds it, every other extent must
-//! then agree. Ops that define sizes (`bind_size`, `nonzero`, `loop`) bind theirs when they run.
+//! Sizes come from the inputs: an input extent that is a lone symbol, or a multiple of one, binds it; every
+//! other extent must then agree. Ops that define sizes (`bind_size`, `nonzero`, `loop`) bind theirs when they run.
 use crate::{Binding, Dim, Graph, Node, NodeId, NodeKind, Op, Sym, Tensor, TensorType, Value, dim::Atom, op::EvalArgs, ops, text::bounds};
 use std::collections::BTreeMap;
 
@@ -111,10 +111,10 @@ fn bind_inputs(graph: &Graph, inputs: &[Tensor], binding: &mut Binding) -> Resul
             return Err(error(input, tensor, String::new()));
         }
         for (dim, extent) in input.1.shape.iter().zip(tensor.shape()) {
-            if let Some(sym) = lone_symbol(dim)
+            if let Some((sym, factor)) = lone_symbol(dim)
                 && !binding.0.contains_key(&sym.name)
             {
-                bind_symbol(sym, *extent, binding).map_err(|e| error(input, tensor, format!(": {e}")))?;
+                bind_symbol(sym, *extent / factor, binding).map_err(|e| error(input, tensor, format!(": {e}")))?;
             }
         }
     }
@@ -131,10 +131,11 @@ fn input_name(node: &Node) -> &str {
     }
 }
 
-fn lone_symbol(dim: &Dim) -> Option<&Sym> {
+/// The symbol and factor of an extent such as `n` or `32*n`, which an input's extent decides.
+fn lone_symbol(dim: &Dim) -> Option<(&Sym, usize)> {
     match dim.terms() {
-        [(atoms, 1)] => match atoms.as_slice() {
-            [Atom::Sym(sym)] => Some(sym),
+        [(atoms, factor)] if *factor > 0 => match atoms.as_slice() {
+            [Atom::Sym(sym)] => Some((sym, *factor as usize)),
             _ => None,
         },
         _ => None,

@@ -1,0 +1,425 @@
+//! Views and copies: reshapes, slices, padding, concatenation.
+use crate::onnx::{
+    build::{Builder, Res, Val, invalid, missing},
+    cx::Cx,
+    symbolic::capped,
+};
+use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn, Tensor, attr::PadMode};
+
+pub(crate) fn identity(cx: &mut Cx) -> Res<Vec<Val>> {
+    Ok(vec![cx.arg(0)?])
+}
+
+pub(crate) fn cast(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let Some(to) = cx.dtype_attr("to")? else { return invalid("attribute `to` is missing") };
+    if matches!(to, DType::F8E4M3 | DType::F8E5M2) && !cx.flag("saturate", true)? {
+        return missing("conversion to 8-bit floats without saturation");
+    }
+    Ok(vec![cx.cast(x, to)?])
+}
+
+pub(crate) fn cast_like(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, like) = (cx.arg(0)?, cx.arg(1)?);
+    let to = cx.dtype(like);
+    Ok(vec![cx.cast(x, to)?])
+}
+
+/// `0` copies an extent (unless `keep_zero`), `-1` takes what is left.
+fn resolve_reshape(from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim>> {
+    let mut shape = vec![];
+    let mut hole = None;
+    for (i, d) in target.iter().enumerate() {
+        shape.push(match d.as_const() {
+            Some(0) if !keep_zero => match from.get(i) {
+                Some(d) => d.clone(),
+                None => return invalid(format!("target axis {i} copies an axis that the input does not have")),
+            },
+            Some(-1) if hole.is_none() => {
+                hole = Some(i);
+                Dim::one()
+            }
+            Some(v) if v < 0 => return invalid(format!("target extent {v}")),
+            _ => d.clone(),
+        });
+    }
+    if let Some(i) = hole {
+        // Extents on both sides cancel first, so that no division is left where none is needed.
+        let (mut have, mut want) = (from.to_vec(), shape.clone());
+        want.retain(|d| match have.iter().position(|h| h == d) {
+            Some(at) => {
+                have.remove(at);
+                false
+            }
+            None => true,
+        });
+        let (have, want): (Dim, Dim) = (have.into_iter().product(), want.into_iter().product());
+        if want.is(0) {
+            return invalid("an extent cannot be inferred beside an extent of 0");
+        }
+        if let (Some(h), Some(w)) = (have.as_const(), want.as_const())
+            && h % w != 0
+        {
+            return invalid(format!("{h} elements do not divide by {w}"));
+        }
+        shape[i] = have.div(&want);
+    }
+    Ok(shape)
+}
+
+pub(crate) fn reshape(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, target) = (cx.arg(0)?, cx.arg(1)?);
+    let Some(target) = cx.dims(target) else { return missing("Reshape to a shape that is computed from data") };
+    let shape = resolve_reshape(&cx.shape(x), &target, cx.flag("allowzero", false)?)?;
+    Ok(vec![cx.reshape(x, shape)?])
+}
+
+pub(crate) fn flatten(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let shape = cx.shape(x);
+    let axis = cx.int("axis", 1)?;
+    let axis = if axis == shape.len() as i64 { shape.len() } else { cx.axis(axis, shape.len().max(1))? };
+    let (rows, columns) = (shape[..axis].iter().cloned().product(), shape[axis..].iter().cloned().product());
+    Ok(vec![cx.reshape(x, vec![rows, columns])?])
+}
+
+/// Axes from the attribute, or since operator set 13 from operand 1.
+fn axes_of(cx: &Cx) -> Res<Option<Vec<i64>>> {
+    if cx.since < 13 { Ok(cx.ints_opt("axes")?.map(<[i64]>::to_vec)) } else { cx.const_ints(1, "axes") }
+}
+
+pub(crate) fn squeeze(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let shape = cx.shape(x);
+    let axes = match axes_of(cx)? {
+        Some(axes) => cx.axes(&axes, shape.len())?,
+        None => (0..shape.len()).filter(|i| shape[*i].is(1)).collect(),
+    };
+    for axis in &axes {
+        cx.same_extent(&Dim::one(), &shape[*axis])?;
+    }
+    Ok(vec![super::reduce::drop_axes(cx, x, &axes)?])
+}
+
+pub(crate) fn unsqueeze(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let Some(axes) = axes_of(cx)? else { return invalid("axes are missing") };
+    let mut shape = cx.shape(x);
+    for axis in cx.axes(&axes, shape.len() + axes.len())? {
+        shape.insert(axis, Dim::one());
+    }
+    Ok(vec![cx.reshape(x, shape)?])
+}
+
+pub(crate) fn transpose(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let rank = cx.rank(x);
+    let perm: Vec<usize> = match cx.ints_opt("perm")? {
+        Some(perm) => perm.iter().map(|a| cx.axis(*a, rank)).collect::<Res<_>>()?,
+        None => (0..rank).rev().collect(),
+    };
+    let mut sorted = perm.clone();
+    sorted.sort_unstable();
+    if sorted != (0..rank).collect::<Vec<_>>() {
+        return invalid(format!("perm {perm:?} of {rank} axes"));
+    }
+    Ok(vec![cx.transpose(x, &perm)?])
+}
+
+pub(crate) fn expand(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, target) = (cx.arg(0)?, cx.arg(1)?);
+    let name = cx.name.clone();
+    let target = cx.sizes(target, &name)?;
+    let own = cx.shape(x);
+    let shape = cx.common_shape(&[own, target])?;
+    Ok(vec![cx.broadcast_to(x, &shape)?])
+}
+
+pub(crate) fn concat(cx: &mut Cx) -> Res<Vec<Val>> {
+    let args = cx.args()?;
+    let Some(first) = args.first() else { return invalid("no operands") };
+    let rank = cx.rank(*first);
+    if rank == 0 {
+        return invalid("scalars cannot be concatenated");
+    }
+    let axis = cx.axis(cx.int("axis", 1)?, rank)?;
+    Ok(vec![concat_along(cx, &args, axis)?])
+}
+
+/// Operands one after another; their other extents are made equal.
+pub(crate) fn concat_along(b: &mut Builder, args: &[Val], axis: usize) -> Res<Val> {
+    let mut shape = b.shape(args[0]);
+    for v in &args[1..] {
+        let other = b.shape(*v);
+        if other.len() != shape.len() {
+            return invalid(format!("operands of {} and {} axes", shape.len(), other.len()));
+        }
+        for i in (0..shape.len()).filter(|i| *i != axis) {
+            shape[i] = b.same_extent(&shape[i], &other[i])?;
+        }
+    }
+    let args = args
+        .iter()
+        .map(|v| {
+            let mut own = shape.clone();
+            own[axis] = b.shape(*v)[axis].clone();
+            b.with_shape(*v, own)
+        })
+        .collect::<Res<Vec<_>>>()?;
+    b.emit(Op::Concat { axis }, &args)
+}
+
+pub(crate) fn split(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let axis = cx.axis(cx.int("axis", 0)?, cx.rank(x))?;
+    let extent = cx.shape(x)[axis].clone();
+    let outputs = cx.node.output.len();
+    let given = if cx.since < 13 {
+        cx.ints_opt("split")?.map(|s| s.iter().map(|v| Dim::from(*v)).collect())
+    } else {
+        match cx.opt(1) {
+            Some(v) => {
+                let name = cx.name.clone();
+                Some(cx.sizes(v, &name)?)
+            }
+            None => None,
+        }
+    };
+    let sizes: Vec<Dim> = match given {
+        Some(sizes) => sizes,
+        None => {
+            let n = cx.int("num_outputs", outputs as i64)?;
+            if n < 1 || n > 1 << 16 {
+                return invalid(format!("{n} outputs"));
+            }
+            // Equal parts, the last one smaller when they do not divide.
+            let each = extent.ceil_div(&Dim::from(n));
+            let mut sizes = vec![each.clone(); n as usize - 1];
+            sizes.push(extent.clone() - each * Dim::from(n - 1));
+            sizes
+        }
+    };
+    if sizes.len() < outputs || sizes.iter().any(|s| s.as_const().is_some_and(|s| s < 0)) {
+        return invalid(format!("{outputs} outputs and {} parts", sizes.len()));
+    }
+    let total: Dim = sizes.iter().cloned().sum();
+    cx.same_extent(&extent, &total)?;
+    let mut start = Dim::ZERO;
+    let mut out = vec![];
+    for size in sizes {
+        out.push(cx.slice_axis(x, axis, start.clone(), size.clone())?);
+        start = start + size;
+    }
+    Ok(out)
+}
+
+/// `d` counted from the end where negative.
+fn from_end(d: &Dim, extent: &Dim) -> Dim {
+    match d.as_const() {
+        Some(v) if v >= 0 => d.clone(),
+        Some(_) => d.clone() + extent.clone(),
+        // 1 where d is negative, else 0, in sizes.
+        None => d.clone() + extent.clone() * (-d.clone()).larger(&Dim::ZERO).smaller(&Dim::one()),
+    }
+}
+
+/// Bounds of this size stand for the end of an extent that is not known; exporters write 10^9, 2^31 - 1 or 2^63 - 1.
+const FAR: i64 = 1_000_000_000;
+
+/// First element and count of ONNX's `start:end:step` over an extent.
+fn range_of(start: &Dim, end: &Dim, step: i64, extent: &Dim) -> (Dim, Dim) {
+    let clamp = |d: &Dim, least: i64, most: Dim| match d.as_const() {
+        Some(v) if v >= FAR && extent.as_const().is_none_or(|n| n <= v) => most,
+        Some(v) if v <= -FAR && extent.as_const().is_none_or(|n| n <= v.saturating_neg()) => Dim::from(least),
+        _ => capped(&from_end(d, extent).larger(&Dim::from(least)), &most),
+    };
+    let one = Dim::one();
+    if step > 0 {
+        let (start, end) = (clamp(start, 0, extent.clone()), clamp(end, 0, extent.clone()));
+        let count = (end - start.clone()).larger(&Dim::ZERO).ceil_div(&Dim::from(step));
+        (start, count)
+    } else {
+        let last = extent.clone() - one;
+        let (start, end) = (clamp(start, 0, last.clone()), clamp(end, -1, last));
+        let count = (start.clone() - end).larger(&Dim::ZERO).ceil_div(&Dim::from(-step));
+        (start, count)
+    }
+}
+
+pub(crate) fn slice(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let shape = cx.shape(x);
+    let rank = shape.len();
+    let list = |values: &[i64]| values.iter().map(|v| Dim::from(*v)).collect::<Vec<_>>();
+    let (starts, ends, axes, steps) = if cx.since < 10 {
+        let (Some(starts), Some(ends)) = (cx.ints_opt("starts")?, cx.ints_opt("ends")?) else { return invalid("starts or ends are missing") };
+        (Bounds::Known(list(starts)), Bounds::Known(list(ends)), cx.ints_opt("axes")?.map(<[i64]>::to_vec), None)
+    } else {
+        let (starts, ends) = (cx.arg(1)?, cx.arg(2)?);
+        (bounds(cx, starts)?, bounds(cx, ends)?, cx.const_ints(3, "slice axes")?, cx.const_ints(4, "slice steps")?)
+    };
+    let n = starts.count();
+    let axes = axes.unwrap_or_else(|| (0..n as i64).collect());
+    let steps_given = steps.unwrap_or_else(|| vec![1; n]);
+    if [ends.count(), axes.len(), steps_given.len()] != [n; 3] {
+        return invalid(format!("{n} starts, {} ends, {} axes, {} steps", ends.count(), axes.len(), steps_given.len()));
+    }
+    let (mut first, mut sizes, mut steps) = (vec![Dim::ZERO; rank], shape.clone(), vec![1; rank]);
+    for (i, axis) in axes.iter().enumerate() {
+        let axis = cx.axis(*axis, rank)?;
+        let step = steps_given[i].clamp(-FAR, FAR);
+        if step == 0 {
+            return invalid("a step of 0");
+        }
+        if step < 0 && !(matches!(starts, Bounds::Known(_)) && matches!(ends, Bounds::Known(_))) {
+            return missing("a slice backwards whose bounds are computed from data");
+        }
+        let (start, end) = (starts.at(cx, i, &shape[axis])?, ends.at(cx, i, &shape[axis])?);
+        (first[axis], sizes[axis]) = range_of(&start, &end, step, &shape[axis]);
+        steps[axis] = step;
+    }
+    Ok(vec![cx.emit(Op::Slice { starts: first, sizes, steps }, &[x])?])
+}
+
+/// Bounds of a slice.
+enum Bounds {
+    Known(Vec<Dim>),
+    /// An i64 vector of so many, computed when run.
+    Data(Val, usize),
+}
+
+fn bounds(cx: &mut Cx, v: Val) -> Res<Bounds> {
+    if let Some(dims) = cx.dims(v) {
+        return Ok(Bounds::Known(dims));
+    }
+    match cx.shape(v).first().and_then(Dim::as_const) {
+        Some(n @ 0..=64) if cx.rank(v) == 1 => Ok(Bounds::Data(cx.cast(v, DType::I64)?, n as usize)),
+        _ => missing("slice bounds of unknown count"),
+    }
+}
+
+impl Bounds {
+    fn count(&self) -> usize {
+        match self {
+            Bounds::Known(dims) => dims.len(),
+            Bounds::Data(_, n) => *n,
+        }
+    }
+
+    /// Bound `i`; one that data decides is brought into the extent there and defines a symbol.
+    fn at(&self, cx: &mut Cx, i: usize, extent: &Dim) -> Res<Dim> {
+        let v = match self {
+            Bounds::Known(dims) => return Ok(dims[i].clone()),
+            Bounds::Data(v, _) => *v,
+        };
+        let one = cx.slice_axis(v, 0, Dim::from(i), Dim::one())?;
+        let one = cx.reshape(one, vec![])?;
+        let extent = cx.known_dims(DType::I64, &[], vec![extent.clone()]);
+        let negative = cx.with_number(ScalarFn::Lt, one, 0.0)?;
+        let wrapped = cx.map(ScalarFn::Add, &[one, extent])?;
+        let at = cx.map(ScalarFn::Select, &[negative, wrapped, one])?;
+        let at = cx.with_number(ScalarFn::Max, at, 0.0)?;
+        let at = cx.map(ScalarFn::Min, &[at, extent])?;
+        let name = format!("{}_{i}", cx.name);
+        cx.size(at, &name)
+    }
+}
+
+pub(crate) fn pad(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let (rank, dtype) = (cx.rank(x), cx.dtype(x));
+    let (pads, value) = if cx.since < 11 {
+        let Some(pads) = cx.ints_opt("pads")? else { return invalid("pads are missing") };
+        let value = cx.float("value", 0.0)?;
+        (pads.iter().map(|v| Dim::from(*v)).collect(), Some(cx.scalar(dtype, value)))
+    } else {
+        let (pads, name) = (cx.arg(1)?, cx.name.clone());
+        (cx.sizes(pads, &name)?, cx.opt(2))
+    };
+    let axes: Vec<usize> = match cx.const_ints(3, "pad axes")? {
+        Some(axes) => axes.iter().map(|a| cx.axis(*a, rank)).collect::<Res<_>>()?,
+        None => (0..rank).collect(),
+    };
+    let n = axes.len();
+    if pads.len() != 2 * n {
+        return invalid(format!("{} pads for {n} axes", pads.len()));
+    }
+    let (mut lo, mut hi) = (vec![Dim::ZERO; rank], vec![Dim::ZERO; rank]);
+    for (i, axis) in axes.into_iter().enumerate() {
+        lo[axis] = pads[i].clone();
+        hi[axis] = pads[n + i].clone();
+    }
+    let mode = match cx.text("mode", "constant")?.as_str() {
+        "constant" => PadMode::Constant,
+        "edge" => PadMode::Edge,
+        "reflect" => PadMode::Reflect,
+        "wrap" => PadMode::Wrap,
+        other => return invalid(format!("mode `{other}`")),
+    };
+    if lo.iter().chain(&hi).all(|d| d.is(0)) {
+        return Ok(vec![x]);
+    }
+    let value = match value {
+        Some(v) => cx.reshape(v, vec![])?,
+        None if dtype == DType::Bool => cx.constant(Tensor::scalar(DType::Bool, Scalar::B(false))),
+        None => cx.scalar(dtype, 0.0),
+    };
+    Ok(vec![cx.emit(Op::Pad { lo, hi, mode }, &[x, value])?])
+}
+
+pub(crate) fn tile(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, repeats) = (cx.arg(0)?, cx.arg(1)?);
+    let name = cx.name.clone();
+    let repeats = cx.sizes(repeats, &name)?;
+    let shape = cx.shape(x);
+    if repeats.len() != shape.len() {
+        return invalid(format!("{} repeats for {} axes", repeats.len(), shape.len()));
+    }
+    // Each repeated axis becomes (repeats, extent), broadcast, and one axis again.
+    let (mut apart, mut wide, mut out) = (vec![], vec![], vec![]);
+    for (d, r) in shape.iter().zip(&repeats) {
+        if !r.is(1) {
+            apart.push(Dim::one());
+            wide.push(r.clone());
+        }
+        apart.push(d.clone());
+        wide.push(d.clone());
+        out.push(d.clone() * r.clone());
+    }
+    let x = cx.reshape(x, apart)?;
+    let x = cx.emit(Op::Broadcast { shape: wide }, &[x])?;
+    Ok(vec![cx.reshape(x, out)?])
+}
+
+/// Split an image's channels into blocks of pixels, or back.
+pub(crate) fn depth_to_space(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, s) = (cx.arg(0)?, cx.int("blocksize", 1)?);
+    let [n, c, h, w] = image(cx, x, s)?;
+    let d = Dim::from(s);
+    let out = c.div(&(d.clone() * d.clone()));
+    let (split, perm) = if cx.text("mode", "DCR")? == "CRD" {
+        (vec![n.clone(), out.clone(), d.clone(), d.clone(), h.clone(), w.clone()], [0, 1, 4, 2, 5, 3])
+    } else {
+        (vec![n.clone(), d.clone(), d.clone(), out.clone(), h.clone(), w.clone()], [0, 3, 4, 1, 5, 2])
+    };
+    let x = cx.reshape(x, split)?;
+    let x = cx.transpose(x, &perm)?;
+    Ok(vec![cx.reshape(x, vec![n, out, h * d.clone(), w * d])?])
+}
+
+pub(crate) fn space_to_depth(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, s) = (cx.arg(0)?, cx.int("blocksize", 1)?);
+    let [n, c, h, w] = image(cx, x, s)?;
+    let d = Dim::from(s);
+    let (h, w) = (h.div(&d), w.div(&d));
+    let x = cx.reshape(x, vec![n.clone(), c.clone(), h.clone(), d.clone(), w.clone(), d.clone()])?;
+    let x = cx.transpose(x, &[0, 3, 5, 1, 2, 4])?;
+    Ok(vec![cx.reshape(x, vec![n, c * d.clone() * d, h, w])?])
+}
+
+fn image(cx: &Cx, x: Val, block: i64) -> Res<[Dim; 4]> {
+    match <[Dim; 4]>::try_from(cx.shape(x)) {
+        Ok(shape) if (1..=1 << 16).contains(&block) => Ok(shape),
+        _ => invalid(format!("blocks of {block} in {}", cx.ty(x))),
+    }
+}

@@ -1,0 +1,162 @@
+//! `TensorProto` to [`Tensor`]: payloads stay in the mapped file.
+use super::wire;
+use crate::Error;
+use memmap2::Mmap;
+use onnx_protobuf::TensorProto;
+use pavage_ir::{DType, Tensor, tensor::count_of};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs::File,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+/// The dtype of an ONNX element type code.
+pub(crate) fn dtype_of(code: i32) -> Result<DType, String> {
+    Ok(match code {
+        1 => DType::F32,
+        2 => DType::U8,
+        3 => DType::I8,
+        4 => DType::U16,
+        5 => DType::I16,
+        6 => DType::I32,
+        7 => DType::I64,
+        8 => DType::Str,
+        9 => DType::Bool,
+        10 => DType::F16,
+        11 => DType::F64,
+        12 => DType::U32,
+        13 => DType::U64,
+        16 => DType::BF16,
+        17 => DType::F8E4M3,
+        19 => DType::F8E5M2,
+        21 => DType::U4,
+        22 => DType::I4,
+        0 => return Err("element type is not given".into()),
+        14 => return Err("complex64 elements".into()),
+        15 => return Err("complex128 elements".into()),
+        18 => return Err("float8e4m3fnuz elements".into()),
+        20 => return Err("float8e5m2fnuz elements".into()),
+        23 => return Err("float4e2m1 elements".into()),
+        24 => return Err("float8e8m0 elements".into()),
+        25 => return Err("uint2 elements".into()),
+        26 => return Err("int2 elements".into()),
+        code => return Err(format!("unknown element type {code}")),
+    })
+}
+
+/// The model file and the files beside it that hold tensors.
+pub(crate) struct Files {
+    map: Arc<Mmap>,
+    folder: Option<PathBuf>,
+    external: RefCell<BTreeMap<PathBuf, Arc<Mmap>>>,
+}
+
+impl Files {
+    /// `folder` is where external data may be; `None` forbids it.
+    pub(crate) fn new(map: Arc<Mmap>, folder: Option<PathBuf>) -> Self {
+        Self { map, folder, external: RefCell::default() }
+    }
+
+    /// The tensor, its bytes shared with the file where the format allows.
+    pub(crate) fn tensor(&self, proto: &TensorProto) -> Result<Tensor, Error> {
+        let bad = |reason: String| Error::Tensor { tensor: proto.name.clone(), reason };
+        let dtype = dtype_of(proto.data_type).map_err(&bad)?;
+        if dtype == DType::Str {
+            return Err(bad("string elements".into()));
+        }
+        let shape: Option<Vec<usize>> = proto.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+        let shape = shape.ok_or_else(|| bad(format!("negative extent in {:?}", proto.dims)))?;
+        let count = count_of(&shape).ok_or_else(|| bad(format!("shape {shape:?} has too many elements")))?;
+        if proto.segment.is_some() {
+            return Err(bad("stored in segments".into()));
+        }
+        if proto.data_location.value() == 1 {
+            return self.external(proto, dtype, shape);
+        }
+        if let Some(range) = wire::payload(proto) {
+            return Tensor::mapped(dtype, shape, self.map.clone(), range).map_err(|e| bad(e.to_string()));
+        }
+        let mut bytes = Vec::new();
+        let ints = |bytes: &mut Vec<u8>, width: usize| proto.int32_data.iter().for_each(|v| bytes.extend(&v.to_le_bytes()[..width]));
+        match dtype {
+            DType::F32 => proto.float_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
+            DType::F64 => proto.double_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
+            DType::I64 => proto.int64_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
+            DType::U64 => proto.uint64_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
+            DType::U32 => proto.uint64_data.iter().for_each(|v| bytes.extend((*v as u32).to_le_bytes())),
+            DType::I32 => ints(&mut bytes, 4),
+            DType::I16 | DType::U16 | DType::F16 | DType::BF16 => ints(&mut bytes, 2),
+            // Nibbles come packed two to an entry already.
+            DType::I8 | DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 => ints(&mut bytes, 1),
+            DType::Str => {}
+        }
+        if bytes.is_empty() && count > 0 {
+            return Err(bad(format!("{dtype}{shape:?} has no data in the file")));
+        }
+        Tensor::new(dtype, shape, bytes).map_err(|e| bad(e.to_string()))
+    }
+
+    fn external(&self, proto: &TensorProto, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Error> {
+        let find = |key: &str| proto.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let location = find("location").unwrap_or("");
+        let bad = |reason: String| Error::ExternalData { tensor: proto.name.clone(), location: location.into(), reason };
+        let number = |key: &str| match find(key) {
+            Some(text) => text.trim().parse::<usize>().map(Some).map_err(|_| bad(format!("has {key} `{text}`, not a byte count"))),
+            None => Ok(None),
+        };
+        let map = self.open(location).map_err(&bad)?;
+        let offset = number("offset")?.unwrap_or(0);
+        // The tensor says how long it is; a stated length must agree, and neither may pass the file's end.
+        let count = count_of(&shape).ok_or_else(|| bad(format!("has too many elements: {shape:?}")))?;
+        let length = number("length")?.unwrap_or(dtype.bytes(count));
+        let end = offset.checked_add(length).filter(|end| *end <= map.len());
+        let end = end.ok_or_else(|| bad(format!("has {} bytes, and the tensor is at {offset} with {length}", map.len())))?;
+        Tensor::mapped(dtype, shape, map, offset..end).map_err(|e| bad(format!("does not fit: {e}")))
+    }
+
+    fn open(&self, location: &str) -> Result<Arc<Mmap>, String> {
+        let folder = self.folder.as_ref().ok_or("is not allowed here: the model has no folder")?;
+        let relative = Path::new(location);
+        if location.is_empty() {
+            return Err("has no location".into());
+        }
+        if relative.is_absolute() || location.starts_with(['/', '\\']) {
+            return Err("is an absolute path".into());
+        }
+        if !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+            return Err("leaves the model's folder".into());
+        }
+        let root = folder.canonicalize().map_err(|e| format!("has no readable folder: {e}"))?;
+        let path = root.join(relative).canonicalize().map_err(|e| format!("cannot be read: {e}"))?;
+        if !path.starts_with(&root) {
+            return Err("leaves the model's folder through a symlink".into());
+        }
+        if let Some(map) = self.external.borrow().get(&path) {
+            return Ok(map.clone());
+        }
+        let map = map_file(&path).map_err(|e| format!("cannot be read: {e}"))?;
+        self.external.borrow_mut().insert(path, map.clone());
+        Ok(map)
+    }
+}
+
+/// Map a regular file for reading.
+pub(crate) fn map_file(path: &Path) -> std::io::Result<Arc<Mmap>> {
+    // Asked before opening: opening a pipe would wait for its other end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let file = File::open(path)?;
+    // SAFETY: the mapping is read-only and private to us. If another process truncates or rewrites the file while
+    // we read, contents change under us or the process is signalled, as with any mapped model; documented.
+    Ok(Arc::new(unsafe { Mmap::map(&file)? }))
+}
+
+/// Bytes as a read-only anonymous mapping, so that tensors can refer to them.
+pub(crate) fn map_bytes(bytes: &[u8]) -> std::io::Result<Arc<Mmap>> {
+    let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1))?;
+    map[..bytes.len()].copy_from_slice(bytes);
+    map.make_read_only().map(Arc::new)
+}
