@@ -3,14 +3,19 @@
 //! A [`Family`] lists the schedules with which it can run a region on a target, the most promising first, and
 //! builds the kernel of one. [`build`] takes the first family of [`FAMILIES`] that applies: specialised ones
 //! stand before the general loops, which take everything.
+pub mod conv_cpu;
 pub mod cost;
 pub mod elementwise;
 pub mod expr;
+mod flat;
 pub mod fold;
+pub mod gemm_cpu;
 pub mod hopper_gemm;
 pub(crate) mod hopper_words;
+mod micro;
 pub mod naive;
 pub mod nest;
+pub mod pack;
 pub mod reduce;
 pub mod rewrite;
 pub mod space;
@@ -69,6 +74,8 @@ pub enum Pack {
         /// Whether the tensor has the axes as `[n, k]`.
         transposed: bool,
     },
+    /// Column panels by a strided walk.
+    Walk(pack::Walk),
 }
 
 impl Pack {
@@ -76,6 +83,7 @@ impl Pack {
     pub fn apply(&self, x: &Tensor) -> Tensor {
         match self {
             Pack::Panels { width, transposed } => panels(x, *width, *transposed),
+            Pack::Walk(walk) => walk.apply(x),
         }
     }
 }
@@ -167,7 +175,7 @@ pub struct Family {
 }
 
 /// Every family, in order of preference.
-pub const FAMILIES: &[Family] = &[elementwise::FAMILY, reduce::FAMILY, naive::POOL, naive::FAMILY];
+pub const FAMILIES: &[Family] = &[elementwise::FAMILY, reduce::FAMILY, gemm_cpu::FAMILY, conv_cpu::FAMILY, naive::POOL, naive::FAMILY];
 
 /// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
 /// of the first family that applies.

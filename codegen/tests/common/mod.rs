@@ -34,6 +34,19 @@ pub(crate) fn load(kernels: &[Kernel], target: &str) -> Library {
 }
 
 impl Library {
+    /// Call a kernel whose scratch, 64 bytes longer than it asks for, is the last of these buffers.
+    pub(crate) fn call_with_scratch(&self, name: &str, bufs: &mut [Vec<u8>], dims: &[i64], slice: (i64, i64)) {
+        let mut table: Vec<*mut u8> = bufs.iter_mut().map(|b| b.as_mut_ptr()).collect();
+        if let Some(last) = table.last_mut() {
+            *last = last.wrapping_add(last.align_offset(64));
+        }
+        // SAFETY: the symbol is a kernel entry of this signature; the kernel touches the buffers within their lengths.
+        unsafe {
+            let entry: libloading::Symbol<Entry> = self.library.get(name.as_bytes()).expect("the kernel is there");
+            entry(table.as_ptr(), dims.as_ptr(), slice.0, slice.1);
+        }
+    }
+
     /// Call a kernel on these buffers; a 64-byte aligned scratch follows them.
     pub(crate) fn call(&self, name: &str, bufs: &mut [Vec<u8>], dims: &[i64], slice: (i64, i64)) {
         self.call_with(name, bufs, dims, slice, 1 << 16);

@@ -1,0 +1,555 @@
+//! Dense and grouped convolutions over channels-last tensors on the CPU, directly: no im2col.
+//!
+//! A tile is `mr` pixels of one output row times `nv` vectors of output channels. For one row of the window, taps and
+//! channels of an output pixel are contiguous in a channels-last input, so they are one contracted axis of the register tile
+//! that matrix products use, and the rows of the window are a loop around it, limited to those inside the input. Padding
+//! along the row is made real: input rows are copied into scratch with zeros at their ends, once for a block of output rows
+//! and all output channels, where prologue expressions and conversions of narrow types happen too. Inputs without such
+//! padding are read in place. Weights are packed as `[groups, o / lanes, kernel..., c, lanes]`.
+use super::{
+    ArgFacts, Built, CpuShape, Family, KernelError, Pack,
+    expr::{Env, Point, VectorAxis},
+    flat::Linear,
+    gemm_cpu::{fits_i16, plain_load},
+    micro::{self, End, Left, Math, Right, Rows, Tile},
+    pack::Walk,
+};
+use crate::{
+    targets::{Cpu, Target},
+    tile::{Access, Buf, Builder, Ty, Val},
+};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, Schedule, attr::Layout, region::Window};
+
+/// The family.
+pub const FAMILY: Family =
+    Family { name: "conv_cpu", about: "channels-last convolutions of one or two spatial axes in register tiles, weights packed", schedules, build };
+
+const NAME: &str = "conv_cpu";
+
+/// A convolution this family takes. One spatial axis is two, the first of extent 1.
+pub(super) struct Conv<'r> {
+    pub(super) region: &'r Region,
+    pub(super) x: ExprId,
+    /// Input extents: batch, height, width.
+    pub(super) n: Dim,
+    pub(super) h: Dim,
+    pub(super) w: Dim,
+    /// Output height and width.
+    pub(super) oh: Dim,
+    pub(super) ow: Dim,
+    /// Window extents, strides, dilations, padding before, padding after: height, width.
+    pub(super) kernel: [usize; 2],
+    pub(super) strides: [usize; 2],
+    pub(super) dilations: [usize; 2],
+    pub(super) lo: [i64; 2],
+    pub(super) hi: [i64; 2],
+    pub(super) groups: usize,
+    /// Input and output channels of one group.
+    pub(super) c: usize,
+    pub(super) o: usize,
+    pub(super) math: Math,
+    /// The weights: argument and address over `[o, c, kernel...]`.
+    pub(super) weights: (usize, Linear),
+    pub(super) spatial: usize,
+}
+
+/// `values` of the spatial axes, the last two of them, `missing` before.
+fn two<T: Copy>(values: &[T], missing: T) -> [T; 2] {
+    match values {
+        [w] => [missing, *w],
+        [h, w] => [*h, *w],
+        _ => [missing; 2],
+    }
+}
+
+impl<'r> Conv<'r> {
+    /// The region as a convolution, if its weights are a constant and its sizes are of the kind taken.
+    pub(super) fn of(region: &'r Region, facts: &ArgFacts) -> Option<Conv<'r>> {
+        let Heart::Conv { window, groups, x, input, w, weights, acc } = &region.heart else { return None };
+        let Window { strides, dilations, lo, hi, layout } = window;
+        let spatial = input.len().checked_sub(2)?;
+        if *layout != Layout::ChannelsLast || !(1..=2).contains(&spatial) || lo.iter().chain(hi).any(|p| *p < 0) {
+            return None;
+        }
+        let math = match acc {
+            DType::F32 => [*x, *w].iter().all(|e| matches!(region.dtype(*e), DType::F32 | DType::F16 | DType::BF16)).then_some(Math::F32)?,
+            DType::I32 => [*x, *w].iter().all(|e| fits_i16(region, *e)).then_some(Math::I16Pairs)?,
+            _ => return None,
+        };
+        let size = |d: &Dim| d.as_const().and_then(|v| usize::try_from(v).ok());
+        let sizes: Vec<usize> = weights.iter().map(size).collect::<Option<_>>()?;
+        let (arg, at) = plain_load(region, *w, weights.len())?;
+        let loads = region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { arg: a, .. } if *a as usize == arg)).count();
+        facts.constant(arg)?;
+        let fixed = at.strides.iter().chain([&at.rest]).all(|d| d.as_const().is_some());
+        if loads != 1 || !fixed {
+            return None;
+        }
+        let one = Dim::one();
+        let outer = |dims: &[Dim]| if spatial == 2 { dims[1].clone() } else { one.clone() };
+        Some(Conv {
+            region,
+            x: *x,
+            n: input[0].clone(),
+            h: outer(input),
+            w: input[spatial].clone(),
+            oh: outer(&region.space),
+            ow: region.space[spatial].clone(),
+            kernel: two(&sizes[2..], 1),
+            strides: two(strides, 1),
+            dilations: two(dilations, 1),
+            lo: two(lo, 0),
+            hi: two(hi, 0),
+            groups: *groups,
+            c: sizes[1],
+            o: sizes[0] / groups,
+            math,
+            weights: (arg, at),
+            spatial,
+        })
+    }
+
+    /// Strides of the weights: o, c, height, width.
+    pub(super) fn weight_strides(&self) -> [i64; 4] {
+        let s: Vec<i64> = self.weights.1.strides.iter().map(|d| d.as_const().unwrap_or(0)).collect();
+        if self.spatial == 2 { [s[0], s[1], s[2], s[3]] } else { [s[0], s[1], 0, s[2]] }
+    }
+
+    /// Coordinates `[n, h, w, c]` as the region's own.
+    pub(super) fn axes(&self, [n, h, w, c]: [Val; 4]) -> Vec<Val> {
+        if self.spatial == 2 { vec![n, h, w, c] } else { vec![n, w, c] }
+    }
+
+    /// The input as a load in place: argument, address, and its strides for n, height, width, channel.
+    pub(super) fn plain_x(&self) -> Option<(usize, Linear, [Dim; 4])> {
+        let (arg, at) = plain_load(self.region, self.x, self.spatial + 2)?;
+        let s = &at.strides;
+        let strides =
+            if self.spatial == 2 { [s[0].clone(), s[1].clone(), s[2].clone(), s[3].clone()] } else { [s[0].clone(), Dim::ZERO, s[1].clone(), s[2].clone()] };
+        Some((arg, at, strides))
+    }
+
+    /// The taps of the window's height that lie inside the input for output row `oh`: first and end.
+    pub(super) fn rows_inside(&self, b: &mut Builder, oh: Val, h: Val) -> (Val, Val) {
+        let (stride, dilation) = (self.strides[0] as i64, self.dilations[0] as i64);
+        let (zero, all) = (b.index(0), b.index(self.kernel[0] as i64));
+        let top = b.mul_i(oh, stride);
+        let first = if self.lo[0] == 0 {
+            zero
+        } else {
+            let lo = b.index(self.lo[0]);
+            let above = b.sub(lo, top);
+            let above = b.max(above, zero);
+            let above = b.add_i(above, dilation - 1);
+            b.div_i(above, dilation)
+        };
+        let end = if self.hi[0] == 0 {
+            all
+        } else {
+            let below = b.sub(h, top);
+            let below = b.add_i(below, self.lo[0]);
+            let below = b.max(below, zero);
+            let below = b.add_i(below, dilation - 1);
+            let below = b.div_i(below, dilation);
+            b.min(below, all)
+        };
+        (first, end)
+    }
+}
+
+/// Everything about the loop nest that is fixed when the kernel is written.
+struct Plan {
+    /// Whether input rows are copied into scratch.
+    staged: bool,
+    /// Whether taps along the width and channels are one contracted axis.
+    joined: bool,
+    /// Channels of a scratch pixel (all groups).
+    pixel: usize,
+    /// Pixels of a scratch row.
+    row_pixels: Dim,
+    /// Scratch rows.
+    slots: usize,
+    /// Output rows of a block.
+    block: usize,
+    lanes: usize,
+    unroll: usize,
+}
+
+fn plan(conv: &Conv<'_>, cpu: &Cpu, schedule: &Schedule) -> Plan {
+    let lanes = usize::from(cpu.lanes);
+    let group = conv.math.group();
+    let channels = conv.c * conv.groups;
+    // Each group's channels start at a whole pair.
+    let pixel = conv.c.next_multiple_of(group) * conv.groups;
+    let joined_shape = conv.groups == 1 && conv.dilations[1] == 1;
+    let direct = conv.math == Math::F32
+        && conv.lo[1] == 0
+        && conv.hi[1] == 0
+        && conv.plain_x().is_some_and(|(arg, _, s)| conv.region.args[arg].dtype == DType::F32 && s[3].is(1) && s[2] == Dim::from(channels));
+    let reach = (conv.kernel[1] - 1) * conv.dilations[1] + 1;
+    let row_pixels = (conv.ow.clone() - Dim::one()) * Dim::from(conv.strides[1]) + Dim::from(reach);
+    let tall = (conv.kernel[0] - 1) * conv.dilations[0] + 1;
+    let ow = conv.ow.as_const().unwrap_or(64).max(1) as usize;
+    let oh = conv.oh.as_const().unwrap_or(i64::MAX).max(1) as usize;
+    let row_bytes = row_pixels.as_const().unwrap_or(128) as usize * pixel * conv.math.staged().bits() / 8;
+    // Enough pixels to pay for reading the weights, few enough rows to stay in the second-level cache.
+    let wanted = match schedule.knob("rows", 0) {
+        0 => 512usize.div_ceil(ow),
+        n => usize::try_from(n).unwrap_or(1),
+    };
+    let fits = (cpu.l2_bytes as usize / 3 / row_bytes.max(1)).saturating_sub(tall) / conv.strides[0] + 1;
+    let block = wanted.min(fits).clamp(1, oh);
+    let blocks = oh.div_ceil(block);
+    let block = if oh == i64::MAX as usize { block } else { oh.div_ceil(blocks) };
+    Plan {
+        staged: !direct,
+        joined: joined_shape,
+        pixel,
+        row_pixels,
+        slots: (block - 1) * conv.strides[0] + tall,
+        block,
+        lanes,
+        unroll: usize::try_from(schedule.knob("unroll", 4)).unwrap_or(4).max(1),
+    }
+}
+
+fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule> {
+    let (Target::Cpu(cpu), Some(conv)) = (target, Conv::of(region, facts)) else { return vec![] };
+    let vectors = conv.o.div_ceil(cpu.lanes.into());
+    let ow = conv.ow.as_const().unwrap_or(64).max(1) as usize;
+    let best = micro::cut(cpu, vectors, ow, 0, 0).classes.first().map_or(1, |c| c.0);
+    let mut all = vec![];
+    for nv in [best, 2, 1, 3, 4] {
+        for rows in [0, 1, 4] {
+            let s = Schedule::new(NAME, &[("nv", nv as i64), ("rows", rows)]);
+            if nv <= vectors && !all.contains(&s) {
+                all.push(s);
+            }
+        }
+    }
+    all
+}
+
+fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, facts: &ArgFacts) -> Result<Built, KernelError> {
+    let no = |reason: &str| KernelError::Unsupported { family: NAME, reason: reason.to_owned() };
+    let Target::Cpu(cpu) = target else { return Err(no("not a CPU")) };
+    let conv = Conv::of(region, facts).ok_or_else(|| no("not a convolution it takes"))?;
+    let plan = plan(&conv, cpu, schedule);
+    let knob = |name: &str| usize::try_from(schedule.knob(name, 0)).unwrap_or(0);
+    let vectors = conv.o.div_ceil(plan.lanes);
+    let ow_rows = conv.ow.as_const().unwrap_or(64).max(1) as usize;
+    let columns = micro::cut(cpu, vectors, ow_rows, knob("nv"), knob("mr"));
+
+    let [so, sc, sh, sw] = conv.weight_strides();
+    let dtype = if conv.math == Math::F32 { region.args[conv.weights.0].dtype } else { DType::I16 };
+    let walk = Walk {
+        batch: vec![(conv.groups, so * conv.o as i64)],
+        n: (conv.o, so),
+        k: vec![(conv.kernel[0], sh), (conv.kernel[1], sw), (conv.c, sc)],
+        start: conv.weights.1.rest.as_const().unwrap_or(0),
+        width: plan.lanes,
+        group: conv.math.group(),
+        dtype,
+    };
+
+    let mut b = super::builder(name, target);
+    let args: Vec<Buf> = (0..region.args.len()).map(|i| b.arg(if i == conv.weights.0 { dtype } else { region.args[i].dtype }, Access::Read)).collect();
+    let outs: Vec<Buf> = region.outputs.iter().map(|o| b.arg(o.ty.dtype, Access::Write)).collect();
+    let mut env = Env::with_bufs(region, args, outs);
+    let scratch = plan.staged.then(|| b.scratch(conv.math.staged()));
+
+    let per_group: usize = columns.classes.iter().map(|c| c.2).sum();
+    let inner = per_group * conv.groups;
+    let blocks = conv.oh.ceil_div(&Dim::from(plan.block));
+    let extent = conv.n.clone() * blocks.clone() * Dim::from(inner);
+    let blocks_v = env.size(&mut b, &blocks);
+    let oh = env.size(&mut b, &conv.oh);
+    let ow = env.size(&mut b, &conv.ow);
+    let cx = Cx {
+        h: env.size(&mut b, &conv.h),
+        w: env.size(&mut b, &conv.w),
+        row: env.size(&mut b, &(plan.row_pixels.clone() * Dim::from(plan.pixel))),
+        pixels: env.size(&mut b, &plan.row_pixels),
+        conv: &conv,
+        plan: &plan,
+        walk: &walk,
+        scratch,
+        ow,
+    };
+    let (lo, hi) = (b.lo(), b.hi());
+    let first = b.div_i(lo, inner as i64);
+    let last = b.add_i(hi, inner as i64 - 1);
+    let last = b.div_i(last, inner as i64);
+    b.for_(first, last, 1, &[], |b, outer, _| {
+        let start = b.mul_i(outer, inner as i64);
+        let (zero, end) = (b.index(0), b.index(inner as i64));
+        let from = b.sub(lo, start);
+        let from = b.max(from, zero);
+        let to = b.sub(hi, start);
+        let to = b.min(to, end);
+        let n = b.div(outer, blocks_v);
+        let block = b.rem(outer, blocks_v);
+        let oh0 = b.mul_i(block, plan.block as i64);
+        let oh1 = b.add_i(oh0, plan.block as i64);
+        let oh1 = b.min(oh1, oh);
+        if plan.staged {
+            cx.stage(b, &mut env, n, oh0);
+        }
+        let mut offset = 0;
+        let mut first_vector = 0;
+        for &(nv, mr, count) in &columns.classes {
+            // Column groups of this width, in every group of channels: `first..end` of each.
+            let (lo, hi) = (offset * conv.groups, (offset + count) * conv.groups);
+            let (lo, hi) = (b.index(lo as i64), b.index(hi as i64));
+            let (from, to) = (b.max(from, lo), b.min(to, hi));
+            b.for_(from, to, 1, &[], |b, unit, _| {
+                let unit = b.sub(unit, lo);
+                let channel_group = b.div_i(unit, count as i64);
+                let j = b.rem_i(unit, count as i64);
+                let v = b.mul_i(j, nv as i64);
+                let v = b.add_i(v, first_vector as i64);
+                b.for_(oh0, oh1, 1, &[], |b, y, _| {
+                    cx.row(b, &mut env, (nv, mr), Place { n, oh0, y, group: channel_group, vector: v });
+                    vec![]
+                });
+                vec![]
+            });
+            offset += count;
+            first_vector += nv * count;
+        }
+        vec![]
+    });
+
+    let dims = env.dims.clone();
+    let kernel = b.finish();
+    let steps = conv.kernel[0] * conv.kernel[1] * conv.c.div_ceil(conv.math.group());
+    let wide = columns.classes.first().map_or(1, |c| c.0);
+    let unit = conv.math.staged().bits() / 8;
+    let scratch = if plan.staged {
+        (Dim::from(plan.slots) * plan.row_pixels.clone() * Dim::from(plan.pixel) + Dim::from(4 * plan.lanes)) * Dim::from(unit)
+    } else {
+        Dim::ZERO
+    };
+    let cpu_shape = CpuShape { extent, grain: Dim::one(), unit_ps: conv.ow.clone() * Dim::from(plan.block * wide * steps * 150), scratch };
+    Ok(Built { kernel, schedule: schedule.clone(), dims, cpu: Some(cpu_shape), grid: None, packs: vec![(conv.weights.0, Pack::Walk(walk))] })
+}
+
+/// What the parts of the loop nest share.
+struct Cx<'a> {
+    conv: &'a Conv<'a>,
+    plan: &'a Plan,
+    walk: &'a Walk,
+    scratch: Option<Buf>,
+    h: Val,
+    w: Val,
+    ow: Val,
+    /// Pixels and elements of a scratch row.
+    pixels: Val,
+    row: Val,
+}
+
+/// Coordinates of one output row of one column group.
+#[derive(Clone, Copy)]
+struct Place {
+    n: Val,
+    oh0: Val,
+    y: Val,
+    group: Val,
+    vector: Val,
+}
+
+impl Cx<'_> {
+    /// Copy the input rows of a block of output rows into scratch, zeros at both ends. Stores may run over the end of what
+    /// they write, into what is written next.
+    fn stage(&self, b: &mut Builder, env: &mut Env<'_>, n: Val, oh0: Val) {
+        let (conv, plan) = (self.conv, self.plan);
+        let Some(scratch) = self.scratch else { return };
+        let dtype = conv.math.staged();
+        let zero = b.index(0);
+        let top = b.mul_i(oh0, conv.strides[0] as i64);
+        let top = b.add_i(top, -conv.lo[0]);
+        let bottom = b.add_i(top, plan.slots as i64);
+        let bottom = b.min(bottom, self.h);
+        let from = b.max(top, zero);
+        let lead = conv.lo[1] * plan.pixel as i64;
+        let room = b.add_i(self.pixels, -conv.lo[1]);
+        let valid = b.min(room, self.w);
+        let width = plan.lanes;
+        let zeros = b.constant_of(Scalar::I(0).cast(dtype), Ty::of_lanes(dtype, width));
+        let fill = |b: &mut Builder, from: Val, to: Val| {
+            b.for_(from, to, width as i64, &[], |b, at, _| {
+                b.store(scratch, at, zeros);
+                vec![]
+            });
+        };
+        b.for_(from, bottom, 1, &[], |b, ih, _| {
+            let slot = b.sub(ih, top);
+            let row = b.mul(slot, self.row);
+            let content = b.add_i(row, lead);
+            fill(b, row, content);
+            self.copy(b, env, scratch, [n, ih], valid, content);
+            let used = b.mul_i(valid, plan.pixel as i64);
+            let used = b.add(content, used);
+            let end = b.add(row, self.row);
+            fill(b, used, end);
+            vec![]
+        });
+    }
+
+    /// Copy `valid` pixels of input row `(n, h)` to `to` in scratch.
+    fn copy(&self, b: &mut Builder, env: &mut Env<'_>, scratch: Buf, [n, h]: [Val; 2], valid: Val, to: Val) {
+        let (conv, plan) = (self.conv, self.plan);
+        let (dtype, lanes) = (conv.math.staged(), plan.lanes);
+        let zero = b.index(0);
+        let channels = conv.c * conv.groups;
+        if let Some((arg, at, s)) = conv.plain_x().filter(|(_, _, s)| s[3].is(1) && s[2] == Dim::from(channels) && plan.pixel == channels) {
+            // The whole row is contiguous.
+            let base = origin(b, env, &at, &[(n, &s[0]), (h, &s[1])]);
+            let buf = env.args[arg];
+            let count = b.mul_i(valid, channels as i64);
+            let whole = b.div_i(count, lanes as i64);
+            let whole = b.mul_i(whole, lanes as i64);
+            let put = |b: &mut Builder, i: Val, v: Val| {
+                let v = b.cast(v, dtype);
+                let at = b.add(to, i);
+                b.store(scratch, at, v);
+            };
+            b.for_(zero, whole, lanes as i64, &[], |b, i, _| {
+                let from = b.add(base, i);
+                let v = b.load(buf, from, lanes);
+                put(b, i, v);
+                vec![]
+            });
+            let left = b.sub(count, whole);
+            let some = b.gt(left, zero);
+            b.when(some, |b| {
+                let from = b.add(base, whole);
+                let v = b.load_upto(buf, from, lanes, left);
+                put(b, whole, v);
+            });
+            return;
+        }
+        let padded = plan.pixel / conv.groups;
+        let axis = conv.spatial + 1;
+        let small = channels < lanes / 2 || conv.plain_x().is_some_and(|(_, _, s)| !s[3].is(1));
+        let width = if small { 1 } else { lanes };
+        b.for_(zero, valid, 1, &[], |b, w, _| {
+            let pixel = b.mul_i(w, plan.pixel as i64);
+            let pixel = b.add(to, pixel);
+            for g in 0..conv.groups {
+                let mut one = |b: &mut Builder, c: Val, count: Option<usize>| {
+                    let count = count.map(|n| b.index(n as i64));
+                    let channel = b.add_i(c, (g * conv.c) as i64);
+                    let axes = conv.axes([n, h, w, channel]);
+                    let mut p = if width == 1 { Point::new(axes) } else { Point::vector(axes, VectorAxis { axis, lanes, count, aligned: false }) };
+                    let v = env.expr_lanes(b, conv.x, &mut p);
+                    let v = b.cast(v, dtype);
+                    let at = b.add_i(pixel, (g * padded) as i64);
+                    let at = b.add(at, c);
+                    b.store(scratch, at, v);
+                };
+                let whole = conv.c / width * width;
+                let end = b.index(whole as i64);
+                b.for_(zero, end, width as i64, &[], |b, c, _| {
+                    one(b, c, None);
+                    vec![]
+                });
+                if conv.c > whole {
+                    one(b, end, Some(conv.c - whole));
+                }
+                if width == 1 && padded > conv.c {
+                    let at = b.add_i(pixel, (g * padded + conv.c) as i64);
+                    let v = b.constant(Scalar::I(0).cast(dtype), dtype);
+                    b.store(scratch, at, v);
+                }
+            }
+            vec![]
+        });
+    }
+
+    /// One output row of one column group of `nv` vectors, in tiles of `mr` pixels.
+    fn row(&self, b: &mut Builder, env: &mut Env<'_>, (nv, mr): (usize, usize), at: Place) {
+        let (conv, plan) = (self.conv, self.plan);
+        let (lanes, group) = (plan.lanes, conv.math.group());
+        let (first, end) = conv.rows_inside(b, at.y, self.h);
+        let padded = plan.pixel / conv.groups;
+        // The left operand: where row 0 of the window starts, elements between its rows, its memory.
+        let one = b.index(1);
+        let channel = b.mul_i(at.group, padded as i64);
+        let (buf, base, tap_row) = match (self.scratch, conv.plain_x()) {
+            (Some(scratch), _) => {
+                let slot = b.sub(at.y, at.oh0);
+                let slot = b.mul_i(slot, conv.strides[0] as i64);
+                let base = b.mul(slot, self.row);
+                (scratch, base, self.row)
+            }
+            (None, Some((arg, linear, s))) => {
+                let h = b.mul_i(at.y, conv.strides[0] as i64);
+                let h = b.add_i(h, -conv.lo[0]);
+                let base = origin(b, env, &linear, &[(at.n, &s[0]), (h, &s[1])]);
+                (env.args[arg], base, env.size(b, &s[1]))
+            }
+            (None, None) => return,
+        };
+        let base = b.add(base, channel);
+        let buf = if group == 1 { buf } else { b.alias(buf, DType::I32, 0) };
+        let pixel = (plan.pixel / group) as i64;
+        let panel = b.mul_i(at.group, self.walk.panels() as i64);
+        let panel = b.add(panel, at.vector);
+        let panel = b.mul_i(panel, self.walk.panel() as i64);
+        let (vector, step) = (b.index(self.walk.panel() as i64), b.index((lanes * group) as i64));
+        let tap_steps = padded / group;
+        let row_steps = tap_steps * conv.kernel[1];
+        let column = b.mul_i(at.vector, lanes as i64);
+        let group_start = b.mul_i(at.group, conv.o as i64);
+        let column = b.add(column, group_start);
+        let columns = End { at: b.add_i(group_start, conv.o as i64), aligned: conv.groups == 1 || conv.o % lanes == 0 };
+        let rows = match conv.ow.as_const() {
+            Some(n) => Rows::Fixed(n as usize),
+            None => Rows::Counted(self.ow),
+        };
+        micro::cover(b, rows, mr, &mut |b, mr, x0| {
+            let tile = Tile { mr, nv, lanes, math: conv.math, unroll: plan.unroll };
+            let zeros = micro::zeros(b, tile);
+            let across = b.mul_i(x0, (conv.strides[1] * plan.pixel) as i64);
+            let base = b.add(base, across);
+            let row = b.index(conv.strides[1] as i64 * pixel);
+            let acc = b.for_(first, end, 1, &zeros, |b, kh, acc| {
+                let d = b.mul_i(kh, conv.dilations[0] as i64);
+                let d = b.mul(d, tap_row);
+                let left = b.add(base, d);
+                let left = b.div_i(left, group as i64);
+                let d = b.mul_i(kh, (row_steps * lanes * group) as i64);
+                let right = b.add(panel, d);
+                let left = Left { buf, base: left, row, step: one };
+                let right = Right { buf: env.args[conv.weights.0], base: right, vector, step, count: None };
+                if plan.joined {
+                    let steps = b.index(row_steps as i64);
+                    return micro::accumulate(b, tile, left, right, steps, acc.to_vec());
+                }
+                let (zero, taps) = (b.index(0), b.index(conv.kernel[1] as i64));
+                b.for_(zero, taps, 1, acc, |b, kw, acc| {
+                    let d = b.mul_i(kw, conv.dilations[1] as i64 * pixel);
+                    let left = Left { base: b.add(left.base, d), ..left };
+                    let d = b.mul_i(kw, (tap_steps * lanes * group) as i64);
+                    let right = Right { base: b.add(right.base, d), ..right };
+                    let steps = b.index(tap_steps as i64);
+                    micro::accumulate(b, tile, left, right, steps, acc.to_vec())
+                })
+            });
+            let axes = conv.axes([at.n, at.y, x0, column]);
+            micro::write(b, env, tile, &acc, &axes, conv.spatial, columns);
+        });
+    }
+}
+
+/// The address of an operand at some coordinates, the others being 0.
+pub(super) fn origin(b: &mut Builder, env: &mut Env<'_>, at: &Linear, coordinates: &[(Val, &Dim)]) -> Val {
+    let mut sum = env.size(b, &at.rest);
+    for (x, stride) in coordinates {
+        let stride = env.size(b, stride);
+        let d = b.mul(*x, stride);
+        sum = b.add(sum, d);
+    }
+    sum
+}

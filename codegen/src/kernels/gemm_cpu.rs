@@ -1,0 +1,620 @@
+//! Matrix products on the CPU, and the convolutions that are ones (1x1 windows over channels-last tensors).
+//!
+//! Columns are cut into vectors and those into groups of `nv`; rows into blocks of `mc` and those into tiles of `mr`. The
+//! parallel dimension counts (batch, row block, column group), groups fastest. A tile's accumulators stay in registers over
+//! the whole of k and go through the region's output expressions before they are stored.
+//!
+//! The left operand is read in place, one scalar a multiply-add row, when it is an `f32` load with affine addresses;
+//! anything else (prologue expressions, narrow floats, integers) is evaluated once a row block into scratch rows. The right
+//! operand is a constant packed into panels, or rows of memory contiguous in n, or is packed panel by panel at run time.
+use super::{
+    ArgFacts, Built, CpuShape, Family, KernelError, Pack,
+    expr::{Env, Point, VectorAxis},
+    flat::{self, Linear},
+    micro::{self, Columns, End, Left, Math, Right, Rows, Tile},
+    pack::Walk,
+};
+use crate::{
+    targets::{Cpu, Target},
+    tile::{Access, Buf, Builder, Val},
+};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Schedule, attr::Layout, dim::Atom};
+
+/// The family.
+pub const FAMILY: Family =
+    Family { name: "gemm_cpu", about: "matrix products and 1x1 convolutions in register tiles, outputs computed on the accumulators", schedules, build };
+
+const NAME: &str = "gemm_cpu";
+
+/// A contraction over flat memory.
+struct Gemm {
+    /// The region with flat arguments and merged axes; the heart is a `Contract`.
+    region: Region,
+    k: Dim,
+    lhs: ExprId,
+    rhs: ExprId,
+    math: Math,
+}
+
+impl Gemm {
+    fn batch(&self) -> &[Dim] {
+        &self.region.space[..self.region.space.len() - 2]
+    }
+    fn m(&self) -> &Dim {
+        &self.region.space[self.region.space.len() - 2]
+    }
+    fn n(&self) -> &Dim {
+        &self.region.space[self.region.space.len() - 1]
+    }
+    /// Number of the contracted axis.
+    fn k_axis(&self) -> usize {
+        self.region.space.len()
+    }
+}
+
+/// Where the left operand is read.
+enum LeftFrom {
+    /// In place.
+    Memory { arg: usize, at: Linear },
+    /// From scratch rows.
+    Scratch,
+}
+
+/// Where the right operand is read.
+enum RightFrom {
+    /// Panels made at compile time.
+    Panels { arg: usize, walk: Walk, batch: Vec<usize> },
+    /// In place, contiguous in n.
+    Memory { arg: usize, at: Linear },
+    /// Panels made in scratch for each group.
+    Scratch,
+}
+
+/// The region as a contraction, if it is one this family takes.
+fn contraction(region: &Region) -> Option<Gemm> {
+    let (flat, k, lhs, rhs, acc) = match &region.heart {
+        Heart::Contract { k, lhs, rhs, acc } => {
+            let rank = region.space.len();
+            let axes: Vec<Dim> = (0..=rank).map(Dim::axis).collect();
+            let mut to = flat::flat_over(region, region.space.clone(), &axes);
+            let mut copy = flat::Rewrite::new(region, &mut to, axes);
+            let (lhs, rhs) = (copy.expr(*lhs), copy.expr(*rhs));
+            (to, k.clone(), lhs, rhs, *acc)
+        }
+        Heart::Conv { window, groups: 1, x, input, w, weights, acc } if window.layout == Layout::ChannelsLast => {
+            let rank = region.space.len();
+            let point = weights[2..].iter().all(|d| d.is(1));
+            if !point || window.lo.iter().chain(&window.hi).any(|p| *p != 0) {
+                return None;
+            }
+            let axes: Vec<Dim> = (0..rank).map(Dim::axis).collect();
+            let mut to = flat::flat_over(region, region.space.clone(), &axes);
+            // The input's channel is the contracted axis, its place on a spatial axis a multiple of the output's.
+            let mut x_axes = axes.clone();
+            for (i, stride) in window.strides.iter().enumerate() {
+                x_axes[1 + i] = Dim::axis(1 + i) * Dim::from(*stride);
+            }
+            x_axes[rank - 1] = Dim::axis(rank);
+            let lhs = flat::Rewrite::new(region, &mut to, x_axes).expr(*x);
+            let mut w_axes = vec![Dim::ZERO; rank];
+            w_axes[0] = Dim::axis(rank - 1);
+            w_axes[1] = Dim::axis(rank);
+            let rhs = flat::Rewrite::new(region, &mut to, w_axes).expr(*w);
+            (to, input[rank - 1].clone(), lhs, rhs, *acc)
+        }
+        _ => return None,
+    };
+    let math = match acc {
+        DType::F32 => [lhs, rhs].iter().all(|e| matches!(flat.dtype(*e), DType::F32 | DType::F16 | DType::BF16)).then_some(Math::F32)?,
+        DType::I32 => [lhs, rhs].iter().all(|e| fits_i16(&flat, *e)).then_some(Math::I16Pairs)?,
+        _ => return None,
+    };
+    let mut gemm = Gemm { region: flat, k, lhs, rhs, math };
+    gemm.region.heart = Heart::Contract { k: gemm.k.clone(), lhs, rhs, acc };
+    while let Some(merged) = merge_rows(&gemm) {
+        gemm = merged;
+    }
+    Some(gemm)
+}
+
+/// Whether an integer expression stays within `i16`: 8-bit values and differences of them.
+pub(super) fn fits_i16(region: &Region, id: ExprId) -> bool {
+    fn byte(region: &Region, id: ExprId) -> bool {
+        match region.expr(id) {
+            Expr::Cast(x) if region.dtype(id).is_int() && region.dtype(id).bits() >= 16 => byte(region, *x),
+            Expr::Int(v) => (-256..=255).contains(v),
+            _ => matches!(region.dtype(id), DType::I8 | DType::U8 | DType::I4 | DType::U4),
+        }
+    }
+    match region.expr(id) {
+        Expr::Call(pavage_ir::ScalarFn::Sub | pavage_ir::ScalarFn::Add, xs) if region.dtype(id).bits() >= 16 => xs.iter().all(|x| byte(region, *x)),
+        _ => byte(region, id),
+    }
+}
+
+/// The same contraction with the innermost batch axis and the rows as one axis, where memory does not tell them apart.
+fn merge_rows(gemm: &Gemm) -> Option<Gemm> {
+    let rank = gemm.region.space.len();
+    if rank < 3 {
+        return None;
+    }
+    let (outer, rows) = (rank - 3, rank - 2);
+    let (outer_extent, extent) = (gemm.region.space[outer].clone(), gemm.region.space[rows].clone());
+    let uses = |d: &Dim| d.any_atom(&|a| matches!(a, Atom::Axis(k) if *k as usize == outer || *k as usize == rows));
+    let one = |d: &Dim| d.is(1);
+    let alike = |d: &Dim| {
+        if !uses(d) || one(&outer_extent) {
+            return true;
+        }
+        flat::linear(d, rank + 1).is_some_and(|l| one(&extent) || l.strides[outer] == l.strides[rows].clone() * extent.clone())
+    };
+    let mut all = gemm.region.outputs.iter().flat_map(|o| &o.index).all(alike);
+    for (expr, _) in &gemm.region.exprs {
+        all &= match expr {
+            Expr::Index(d) => !uses(d) || one(&outer_extent),
+            Expr::Load { index, .. } => index.iter().all(alike),
+            _ => true,
+        };
+    }
+    // The right operand has no rows.
+    let apart = |d: &Dim| !one(&outer_extent) && d.any_atom(&|a| matches!(a, Atom::Axis(k) if *k as usize == outer));
+    if !all || flat::any_index(&gemm.region, gemm.rhs, &apart) {
+        return None;
+    }
+    let mut axes: Vec<Dim> = (0..outer).map(Dim::axis).collect();
+    if one(&outer_extent) || !one(&extent) {
+        axes.extend([Dim::ZERO, Dim::axis(outer)]);
+    } else {
+        axes.extend([Dim::axis(outer), Dim::ZERO]);
+    }
+    axes.extend([Dim::axis(rows), Dim::axis(rows + 1)]);
+    let mut space = gemm.region.space.clone();
+    space.remove(outer);
+    space[outer] = outer_extent * extent;
+    let mut to = flat::flat_over(&gemm.region, space, &axes);
+    let mut copy = flat::Rewrite::new(&gemm.region, &mut to, axes);
+    let (lhs, rhs) = (copy.expr(gemm.lhs), copy.expr(gemm.rhs));
+    let acc = gemm.math.acc();
+    to.heart = Heart::Contract { k: gemm.k.clone(), lhs, rhs, acc };
+    Some(Gemm { region: to, k: gemm.k.clone(), lhs, rhs, math: gemm.math })
+}
+
+/// An unguarded load behind exact conversions, with its address.
+pub(super) fn plain_load(region: &Region, id: ExprId, axes: usize) -> Option<(usize, Linear)> {
+    match region.expr(id) {
+        Expr::Cast(x) => {
+            let (from, to) = (region.dtype(*x), region.dtype(id));
+            let exact = (from.is_int() && to.is_int() && to.bits() > from.bits()) || (from.is_float() && to.is_float() && to.bits() > from.bits());
+            if exact { plain_load(region, *x, axes) } else { None }
+        }
+        Expr::Load { arg, index, guard: None } => {
+            let shape = &region.args[*arg as usize].shape;
+            Some((*arg as usize, flat::linear(&flat::offset(index, shape), axes)?))
+        }
+        _ => None,
+    }
+}
+
+fn left_from(gemm: &Gemm) -> LeftFrom {
+    match plain_load(&gemm.region, gemm.lhs, gemm.k_axis() + 1) {
+        Some((arg, at)) if gemm.math == Math::F32 && gemm.region.args[arg].dtype == DType::F32 => LeftFrom::Memory { arg, at },
+        _ => LeftFrom::Scratch,
+    }
+}
+
+fn right_from(gemm: &Gemm, lanes: usize, facts: &ArgFacts) -> RightFrom {
+    let k_axis = gemm.k_axis();
+    let Some((arg, at)) = plain_load(&gemm.region, gemm.rhs, k_axis + 1) else { return RightFrom::Scratch };
+    let loads = gemm.region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { arg: a, .. } if *a as usize == arg)).count();
+    if facts.constant(arg).is_some()
+        && loads == 1
+        && let Some((walk, batch)) = walk(gemm, &at, arg, lanes)
+    {
+        return RightFrom::Panels { arg, walk, batch };
+    }
+    let dtype = gemm.region.args[arg].dtype;
+    if gemm.math == Math::F32 && at.strides[k_axis - 1].is(1) && matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return RightFrom::Memory { arg, at };
+    }
+    RightFrom::Scratch
+}
+
+/// How to pack a constant right operand, and the batch axes it has.
+fn walk(gemm: &Gemm, at: &Linear, arg: usize, lanes: usize) -> Option<(Walk, Vec<usize>)> {
+    let size = |d: &Dim| d.as_const().and_then(|v| usize::try_from(v).ok());
+    let k_axis = gemm.k_axis();
+    let mut batch = vec![];
+    let mut axes = vec![];
+    for (i, extent) in gemm.batch().iter().enumerate() {
+        let stride = at.strides[i].as_const()?;
+        if stride != 0 {
+            batch.push((size(extent)?, stride));
+            axes.push(i);
+        }
+    }
+    let dtype = if gemm.math == Math::F32 { gemm.region.args[arg].dtype } else { DType::I16 };
+    let walk = Walk {
+        batch,
+        n: (size(gemm.n())?, at.strides[k_axis - 1].as_const()?),
+        k: vec![(size(&gemm.k)?, at.strides[k_axis].as_const()?)],
+        start: at.rest.as_const()?,
+        width: lanes,
+        group: gemm.math.group(),
+        dtype,
+    };
+    Some((walk, axes))
+}
+
+/// How rows are cut into blocks.
+enum Blocks {
+    /// Blocks of this many rows exactly.
+    Even(usize),
+    /// Blocks of this many rows, the last one smaller.
+    Ragged(Dim),
+}
+
+fn blocks(gemm: &Gemm, cpu: &Cpu, mc: usize, staged: bool, right: &RightFrom) -> Blocks {
+    let k = gemm.k.as_const().unwrap_or(512).max(1) as usize;
+    // Half the second-level cache for a block of the left operand.
+    let fit = (cpu.l2_bytes as usize / 2 / (4 * k)).clamp(24, 256);
+    if let Some(m) = gemm.m().as_const().and_then(|m| usize::try_from(m).ok()) {
+        if m <= fit.max(64) {
+            return Blocks::Even(m);
+        }
+        let most = if mc > 0 { mc } else { fit.min(128) };
+        if let Some(d) = (most / 3..=most).rev().find(|d| *d > 0 && m % d == 0) {
+            return Blocks::Even(d);
+        }
+    }
+    if matches!(right, RightFrom::Scratch) && !staged {
+        return Blocks::Ragged(gemm.m().clone());
+    }
+    Blocks::Ragged(Dim::from(if mc > 0 { mc } else { fit.min(96) }))
+}
+
+fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule> {
+    let Target::Cpu(cpu) = target else { return vec![] };
+    let Some(gemm) = contraction(region) else { return vec![] };
+    let _ = facts;
+    let mut all = vec![];
+    let m = gemm.m().as_const().unwrap_or(1 << 20).max(1) as usize;
+    let vectors = (gemm.n().as_const().unwrap_or(1 << 20).max(1) as usize).div_ceil(cpu.lanes.into());
+    let best = micro::cut(cpu, vectors, m, 0, 0);
+    let nv = best.classes.first().map_or(1, |c| c.0);
+    for nv in [nv, 2, 1, 3, 4] {
+        for mc in [0, 48, 192] {
+            let s = Schedule::new(NAME, &[("nv", nv as i64), ("mc", mc)]);
+            if nv <= vectors && !all.contains(&s) {
+                all.push(s);
+            }
+        }
+    }
+    all
+}
+
+/// Column groups of one width: how many, and the tile.
+struct Class {
+    nv: usize,
+    mr: usize,
+    groups: Dim,
+    first_group: Dim,
+    first_vector: Dim,
+}
+
+fn classes(gemm: &Gemm, cpu: &Cpu, blocks: &Blocks, nv: usize, mr: usize) -> Vec<Class> {
+    let lanes = usize::from(cpu.lanes);
+    let vectors = gemm.n().ceil_div(&Dim::from(lanes));
+    let mut out: Vec<Class> = vec![];
+    let rows = match blocks {
+        Blocks::Even(n) => *n,
+        Blocks::Ragged(d) => d.as_const().unwrap_or(96) as usize,
+    };
+    let mut push = |nv: usize, mr: usize, groups: Dim| {
+        let (first_group, first_vector) = out
+            .last()
+            .map_or((Dim::ZERO, Dim::ZERO), |c| (c.first_group.clone() + c.groups.clone(), c.first_vector.clone() + c.groups.clone() * Dim::from(c.nv)));
+        out.push(Class { nv, mr, groups, first_group, first_vector });
+    };
+    if let Some(v) = vectors.as_const() {
+        let Columns { classes } = micro::cut(cpu, v as usize, rows, nv, mr);
+        classes.into_iter().for_each(|(nv, mr, groups)| push(nv, mr, Dim::from(groups)));
+    } else {
+        let nv = if nv > 0 { nv } else { 2 };
+        let mr = if mr > 0 { mr.min(micro::max_rows(cpu, nv)) } else { micro::max_rows(cpu, nv) };
+        let whole = vectors.div(&Dim::from(nv));
+        push(nv, mr, whole.clone());
+        if nv > 1 {
+            push(1, mr, vectors - whole * Dim::from(nv));
+        }
+    }
+    out
+}
+
+fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, facts: &ArgFacts) -> Result<Built, KernelError> {
+    let no = |reason: &str| KernelError::Unsupported { family: NAME, reason: reason.to_owned() };
+    let Target::Cpu(cpu) = target else { return Err(no("not a CPU")) };
+    let gemm = contraction(region).ok_or_else(|| no("not a contraction it takes"))?;
+    let lanes = usize::from(cpu.lanes);
+    let knob = |name: &str, default: i64| usize::try_from(schedule.knob(name, default)).unwrap_or(0);
+    let left = left_from(&gemm);
+    let right = right_from(&gemm, lanes, facts);
+    let staged = matches!(left, LeftFrom::Scratch);
+    let blocks = blocks(&gemm, cpu, knob("mc", 0), staged, &right);
+    let classes = classes(&gemm, cpu, &blocks, knob("nv", 0), knob("mr", 0));
+    let mut b = super::builder(name, target);
+
+    // Arguments: a packed constant takes the place, and the dtype, of its own.
+    let packed = if let RightFrom::Panels { arg, walk, .. } = &right { Some((*arg, walk.clone())) } else { None };
+    let dtype = |i: usize| packed.as_ref().filter(|(a, _)| *a == i).map_or(region.args[i].dtype, |(_, w)| w.dtype);
+    let args: Vec<Buf> = (0..region.args.len()).map(|i| b.arg(dtype(i), Access::Read)).collect();
+    let outs: Vec<Buf> = region.outputs.iter().map(|o| b.arg(o.ty.dtype, Access::Write)).collect();
+    let mut env = Env::with_bufs(&gemm.region, args, outs);
+
+    // Scratch: rows of the left operand, then a panel of the right one.
+    let needs_panel = matches!(right, RightFrom::Scratch);
+    let unit = Dim::from(gemm.math.staged().bits() / 8);
+    let pad = |d: &Dim| d.ceil_div(&Dim::from(lanes)) * Dim::from(lanes);
+    let mut row_stride = pad(&gemm.k);
+    if row_stride.as_const().is_some_and(|s| s % 256 == 0) {
+        row_stride = row_stride + Dim::from(lanes);
+    }
+    let block_rows = match &blocks {
+        Blocks::Even(n) => Dim::from(*n),
+        Blocks::Ragged(d) => d.clone(),
+    };
+    let staged_len = if staged { block_rows.clone() * row_stride.clone() } else { Dim::ZERO };
+    let widest = classes.iter().map(|c| c.nv).max().unwrap_or(1);
+    let group = gemm.math.group();
+    let steps = gemm.k.ceil_div(&Dim::from(group));
+    let panel_len = if needs_panel { steps.clone() * Dim::from(widest * lanes * group) } else { Dim::ZERO };
+    let scratch = (staged || needs_panel).then(|| b.scratch(gemm.math.staged()));
+
+    let k = env.size(&mut b, &gemm.k);
+    let n = env.size(&mut b, gemm.n());
+    let m = env.size(&mut b, gemm.m());
+    let row_blocks = gemm.m().ceil_div(&block_rows);
+    let groups: Dim = classes.iter().map(|c| c.groups.clone()).sum();
+    let outer: Dim = gemm.batch().iter().cloned().product::<Dim>() * row_blocks.clone();
+    let extent = outer * groups.clone();
+
+    let (lo, hi) = (b.lo(), b.hi());
+    let groups_v = env.size(&mut b, &groups);
+    let row_blocks_v = env.size(&mut b, &row_blocks);
+    let block_rows_v = env.size(&mut b, &block_rows);
+    let first = b.div(lo, groups_v);
+    let one = b.index(1);
+    let last = b.add(hi, groups_v);
+    let last = b.sub(last, one);
+    let last = b.div(last, groups_v);
+    let cx = Cx { gemm: &gemm, lanes, k, n, left, right, scratch, row_stride: row_stride.clone(), staged_len: staged_len.clone(), unroll: knob("unroll", 4) };
+    b.for_(first, last, 1, &[], |b, outer, _| {
+        let start = b.mul(outer, groups_v);
+        let zero = b.index(0);
+        let from = b.sub(lo, start);
+        let from = b.max(from, zero);
+        let to = b.sub(hi, start);
+        let to = b.min(to, groups_v);
+        // Which batch, which block.
+        let block = b.rem(outer, row_blocks_v);
+        let mut rest = b.div(outer, row_blocks_v);
+        let mut batch = vec![zero; gemm.batch().len()];
+        for (i, extent) in gemm.batch().iter().enumerate().rev() {
+            let extent = env.size(b, extent);
+            batch[i] = b.rem(rest, extent);
+            rest = b.div(rest, extent);
+        }
+        let row0 = b.mul(block, block_rows_v);
+        let rows = match &blocks {
+            Blocks::Even(n) => Rows::Fixed(*n),
+            Blocks::Ragged(_) => {
+                let left = b.sub(m, row0);
+                Rows::Counted(b.min(left, block_rows_v))
+            }
+        };
+        if matches!(cx.left, LeftFrom::Scratch) {
+            cx.stage(b, &mut env, &batch, row0, rows);
+        }
+        for class in &classes {
+            let first_group = env.size(b, &class.first_group);
+            let first_vector = env.size(b, &class.first_vector);
+            let count = env.size(b, &class.groups);
+            let end = b.add(first_group, count);
+            let (from, to) = (b.max(from, first_group), b.min(to, end));
+            b.for_(from, to, 1, &[], |b, g, _| {
+                let g = b.sub(g, first_group);
+                let v = b.mul_i(g, class.nv as i64);
+                let v = b.add(v, first_vector);
+                cx.columns(b, &mut env, class, &batch, row0, rows, v);
+                vec![]
+            });
+        }
+        vec![]
+    });
+
+    let dims = env.dims.clone();
+    let kernel = b.finish();
+    let tile_vectors = block_rows * Dim::from(classes.first().map_or(1, |c| c.nv));
+    let cpu_shape = CpuShape {
+        extent,
+        grain: Dim::one(),
+        // Half a cycle a multiply-add, at 3.5 GHz.
+        unit_ps: tile_vectors * steps * Dim::from(150i64),
+        scratch: (staged_len + panel_len) * unit,
+    };
+    let packs = packed.into_iter().map(|(arg, walk)| (arg, Pack::Walk(walk))).collect();
+    Ok(Built { kernel, schedule: schedule.clone(), dims, cpu: Some(cpu_shape), grid: None, packs })
+}
+
+/// What the parts of the loop nest share.
+struct Cx<'a> {
+    gemm: &'a Gemm,
+    lanes: usize,
+    k: Val,
+    n: Val,
+    left: LeftFrom,
+    right: RightFrom,
+    scratch: Option<Buf>,
+    row_stride: Dim,
+    staged_len: Dim,
+    unroll: usize,
+}
+
+impl Cx<'_> {
+    /// Element address of an operand at a batch, row, column and k of 0.
+    fn origin(&self, b: &mut Builder, env: &mut Env<'_>, at: &Linear, batch: &[Val]) -> Val {
+        let mut sum = env.size(b, &at.rest);
+        for (i, x) in batch.iter().enumerate() {
+            let stride = env.size(b, &at.strides[i]);
+            let d = b.mul(*x, stride);
+            sum = b.add(sum, d);
+        }
+        sum
+    }
+
+    /// Evaluate the left operand of a row block into scratch rows.
+    fn stage(&self, b: &mut Builder, env: &mut Env<'_>, batch: &[Val], row0: Val, rows: Rows) {
+        let Some(scratch) = self.scratch else { return };
+        let k_axis = self.gemm.k_axis();
+        let count = match rows {
+            Rows::Fixed(n) => b.index(n as i64),
+            Rows::Counted(n) => n,
+        };
+        let stride = env.size(b, &self.row_stride);
+        let (zero, lanes) = (b.index(0), self.lanes as i64);
+        let whole = b.div_i(self.k, lanes);
+        let whole = b.mul_i(whole, lanes);
+        b.for_(zero, count, 1, &[], |b, r, _| {
+            let mut axes = batch.to_vec();
+            axes.push(b.add(row0, r));
+            axes.extend([zero, zero]);
+            let to = b.mul(r, stride);
+            let vector = |count| VectorAxis { axis: k_axis, lanes: self.lanes, count, aligned: true };
+            let mut p = Point::vector(axes, vector(None));
+            env.hoist(b, &[self.gemm.lhs], &mut p, 1 << k_axis);
+            let mut one = |b: &mut Builder, k: Val, count: Option<Val>| {
+                let mut p = p.clone();
+                p.axes[k_axis] = k;
+                p.vector = Some(vector(count));
+                let v = env.expr_lanes(b, self.gemm.lhs, &mut p);
+                let v = b.cast(v, self.gemm.math.staged());
+                let to = b.add(to, k);
+                b.store(scratch, to, v);
+            };
+            b.for_(zero, whole, lanes, &[], |b, k, _| {
+                one(b, k, None);
+                vec![]
+            });
+            let left = b.sub(self.k, whole);
+            let some = b.gt(left, zero);
+            b.when(some, |b| one(b, whole, Some(left)));
+            vec![]
+        });
+    }
+
+    /// All row tiles of one column group whose first vector is `v`.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of one block of the loop nest")]
+    fn columns(&self, b: &mut Builder, env: &mut Env<'_>, class: &Class, batch: &[Val], row0: Val, rows: Rows, v: Val) {
+        let (k_axis, lanes, group) = (self.gemm.k_axis(), self.lanes as i64, self.gemm.math.group());
+        let column = b.mul_i(v, lanes);
+        let steps = b.add_i(self.k, group as i64 - 1);
+        let steps = b.div_i(steps, group as i64);
+        let one = b.index(1);
+        let right = match &self.right {
+            RightFrom::Panels { arg, walk, batch: axes } => {
+                let mut panel = v;
+                let mut panels = b.index(walk.panels() as i64);
+                for (axis, (extent, _)) in axes.iter().zip(&walk.batch).rev() {
+                    let d = b.mul(batch[*axis], panels);
+                    panel = b.add(panel, d);
+                    panels = b.mul_i(panels, *extent as i64);
+                }
+                let base = b.mul_i(panel, walk.panel() as i64);
+                let (vector, step) = (b.index(walk.panel() as i64), b.index(lanes * group as i64));
+                Right { buf: env.args[*arg], base, vector, step, count: None }
+            }
+            RightFrom::Memory { arg, at } => {
+                let base = self.origin(b, env, at, batch);
+                let base = b.add(base, column);
+                let (vector, step) = (b.index(lanes), env.size(b, &at.strides[k_axis]));
+                Right { buf: env.args[*arg], base, vector, step, count: None }
+            }
+            RightFrom::Scratch => self.panel(b, env, class, batch, column, steps),
+        };
+        let left = match &self.left {
+            LeftFrom::Memory { arg, at } => {
+                let base = self.origin(b, env, at, batch);
+                let row = env.size(b, &at.strides[k_axis - 2]);
+                let first = b.mul(row0, row);
+                let base = b.add(base, first);
+                Left { buf: env.args[*arg], base, row, step: env.size(b, &at.strides[k_axis]) }
+            }
+            LeftFrom::Scratch => {
+                let Some(scratch) = self.scratch else { return };
+                let base = b.index(0);
+                let row = self.row_stride.clone().div(&Dim::from(group));
+                let row = env.size(b, &row);
+                let buf = if group == 1 { scratch } else { b.alias(scratch, DType::I32, 0) };
+                Left { buf, base, row, step: one }
+            }
+        };
+        let masked = matches!(self.right, RightFrom::Memory { .. }).then(|| {
+            let count = b.sub(self.n, column);
+            let need = b.index((class.nv * self.lanes) as i64);
+            (count, b.ge(count, need))
+        });
+        micro::cover(b, rows, class.mr, &mut |b, mr, row| {
+            let tile = Tile { mr, nv: class.nv, lanes: self.lanes, math: self.gemm.math, unroll: self.unroll.max(1) };
+            let from = b.mul(row, left.row);
+            let left = Left { base: b.add(left.base, from), ..left };
+            let acc = micro::zeros(b, tile);
+            let run = |b: &mut Builder, right: Right| micro::accumulate(b, tile, left, right, steps, acc.clone());
+            let acc = match masked {
+                None => run(b, right),
+                Some((count, whole)) => b.if_(whole, |b| run(b, right), |b| run(b, Right { count: Some(count), ..right })),
+            };
+            let mut axes = batch.to_vec();
+            axes.push(b.add(row0, row));
+            axes.push(column);
+            micro::write(b, env, tile, &acc, &axes, k_axis - 2, End { at: self.n, aligned: true });
+        });
+    }
+
+    /// Evaluate the right operand's columns from `column` on into a scratch panel `[steps, nv, lanes, group]`.
+    fn panel(&self, b: &mut Builder, env: &mut Env<'_>, class: &Class, batch: &[Val], column: Val, steps: Val) -> Right {
+        let (k_axis, lanes, group) = (self.gemm.k_axis(), self.lanes, self.gemm.math.group());
+        let buf = self.scratch.unwrap_or(Buf(0));
+        let base = env.size(b, &self.staged_len);
+        let width = (class.nv * lanes * group) as i64;
+        let zero = b.index(0);
+        b.for_(zero, steps, 1, &[], |b, s, _| {
+            let to = b.mul_i(s, width);
+            let to = b.add(to, base);
+            for j in 0..class.nv {
+                let first = b.add_i(column, (j * lanes) as i64);
+                let count = b.sub(self.n, first);
+                let mut value = |b: &mut Builder, k: Val| {
+                    let mut axes = batch.to_vec();
+                    axes.extend([zero, first, k]);
+                    let mut p = Point::vector(axes, VectorAxis { axis: k_axis - 1, lanes, count: Some(count), aligned: true });
+                    let v = env.expr_lanes(b, self.gemm.rhs, &mut p);
+                    b.cast(v, self.gemm.math.staged())
+                };
+                let v = if group == 1 {
+                    value(b, s)
+                } else {
+                    let k = b.mul_i(s, 2);
+                    let even = value(b, k);
+                    let next = b.add_i(k, 1);
+                    let inside = b.lt(next, self.k);
+                    let odd = b.if_(inside, |b| vec![value(b, next)], |b| vec![super::expr::zero(b, crate::tile::Ty::of_lanes(DType::I16, lanes))])[0];
+                    let mask: Vec<u16> = (0..lanes as u16).flat_map(|l| [l, l + lanes as u16]).collect();
+                    b.shuffle(even, odd, &mask)
+                };
+                let to = b.add_i(to, (j * lanes * group) as i64);
+                b.store(buf, to, v);
+            }
+            vec![]
+        });
+        Right { buf, base, vector: b.index((lanes * group) as i64), step: b.index(width), count: None }
+    }
+}

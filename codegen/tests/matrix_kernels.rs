@@ -1,0 +1,398 @@
+//! Matrix products and convolutions, compiled for two vector widths, against the meaning of their regions.
+mod common;
+use common::{Library, Noise, load};
+use pavage_codegen::{
+    kernels::{self, ArgFacts, Built},
+    targets::Target,
+};
+use pavage_ir::{
+    Binding, DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, Tensor, TensorType,
+    attr::Layout,
+    region::{RegionOutput, Window},
+    region_eval::eval_region,
+};
+
+/// The widths that this machine can run.
+fn targets() -> Vec<&'static str> {
+    let wide = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
+    let has = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| wide.iter().all(|f| text.contains(f)));
+    if has { vec!["x86-64-v3", "x86-64-v4"] } else { vec!["x86-64-v3"] }
+}
+
+/// A random tensor; integers over their whole range.
+fn random(noise: &mut Noise, dtype: DType, shape: &[usize]) -> Tensor {
+    let n: usize = shape.iter().product();
+    let one = |noise: &mut Noise| if dtype.is_float() { Scalar::F(noise.unit()).cast(dtype) } else { Scalar::I(i128::from(noise.bits())).cast(dtype) };
+    let values: Vec<Scalar> = (0..n).map(|_| one(noise)).collect();
+    Tensor::from_scalars(dtype, shape.to_vec(), values)
+}
+
+/// One region with its inputs: `constant[i]` says whether argument `i` is one.
+struct Case {
+    region: Region,
+    args: Vec<Tensor>,
+    constant: Vec<bool>,
+    binding: Binding,
+}
+
+impl Case {
+    fn facts(&self) -> ArgFacts {
+        ArgFacts { constants: self.args.iter().zip(&self.constant).map(|(t, c)| c.then(|| t.clone())).collect() }
+    }
+
+    fn build(&self, target: &str, name: &str, family: &str) -> Built {
+        let target = Target::parse(target).unwrap();
+        let built = kernels::build(&self.region, &target, name, &self.facts(), None).unwrap_or_else(|e| panic!("{e}\n{}", self.region));
+        assert_eq!(built.schedule.family, family, "{}", self.region);
+        built
+    }
+
+    /// Run the built kernel in `slices` calls and compare all outputs.
+    fn check(&self, built: &Built, library: &Library, slices: i64) {
+        let size = |d: &Dim| d.eval(&self.binding).unwrap_or_else(|| panic!("{d} has no value"));
+        let dims: Vec<i64> = built.dims.iter().map(size).collect();
+        let cpu = built.cpu.as_ref().unwrap();
+        let extent = size(&cpu.extent);
+        let mut bufs: Vec<Vec<u8>> = self.args.iter().map(|t| t.bytes().to_vec()).collect();
+        for (i, pack) in &built.packs {
+            bufs[*i] = pack.apply(&self.args[*i]).bytes().to_vec();
+        }
+        for out in &self.region.outputs {
+            let n: i64 = out.ty.shape.iter().map(size).product();
+            bufs.push(vec![0x5a; out.ty.dtype.bytes(n as usize)]);
+        }
+        let guard = 4096;
+        bufs.push(vec![0x7f; size(&cpu.scratch) as usize + 64 + guard]);
+        for s in 0..slices {
+            library.call_with_scratch(&built.kernel.name, &mut bufs, &dims, (extent * s / slices, extent * (s + 1) / slices));
+        }
+        let scratch = bufs.pop().unwrap();
+        assert!(scratch[scratch.len() - guard..].iter().all(|b| *b == 0x7f), "{} writes past its scratch", built.kernel.name);
+        let want = eval_region(&self.region, &self.args, &self.binding, None).unwrap();
+        for (i, want) in want.iter().enumerate() {
+            let got = Tensor::new(want.dtype(), want.shape().to_vec(), bufs[self.args.len() + i].clone()).unwrap();
+            let tolerance = if want.dtype() == DType::F16 { 4e-3 } else { 3e-5 };
+            for at in 0..want.count() {
+                let (g, w) = (got.get(at), want.get(at));
+                let near = if want.dtype().is_float() { (g.f() - w.f()).abs() <= tolerance * (1.0 + w.f().abs()) } else { g == w };
+                assert!(near, "{} {}: output {i} element {at} of {:?} is {g:?}, not {w:?}\n{}", built.kernel.name, built.schedule, want.shape(), self.region);
+            }
+        }
+    }
+}
+
+/// Check cases on every target, one shared object a target.
+fn check(cases: &[Case], family: &str) {
+    for target in targets() {
+        let built: Vec<Built> = cases.iter().enumerate().map(|(i, c)| c.build(target, &format!("k{i}"), family)).collect();
+        let kernels: Vec<_> = built.iter().map(|b| b.kernel.clone()).collect();
+        let library = load(&kernels, target);
+        for (i, (case, built)) in cases.iter().zip(&built).enumerate() {
+            case.check(built, &library, 1 + (i as i64 % 3));
+        }
+    }
+}
+
+fn axes(from: usize, n: usize) -> Vec<Dim> {
+    (from..from + n).map(Dim::axis).collect()
+}
+
+fn load_of(r: &mut Region, arg: usize, index: Vec<Dim>) -> ExprId {
+    let dtype = r.args[arg].dtype;
+    r.push(Expr::Load { arg: arg as u32, index, guard: None }, dtype)
+}
+
+fn call(r: &mut Region, f: ScalarFn, args: &[ExprId]) -> ExprId {
+    let dtype = r.dtype(args[0]);
+    r.push(Expr::Call(f, args.to_vec()), dtype)
+}
+
+fn cast(r: &mut Region, x: ExprId, dtype: DType) -> ExprId {
+    if r.dtype(x) == dtype { x } else { r.push(Expr::Cast(x), dtype) }
+}
+
+/// A product of `[batch..., m, k]` and `[k, n]` or `[n, k]`.
+struct Product {
+    batch: Vec<usize>,
+    m: usize,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    constant: bool,
+    transposed: bool,
+    rhs_batch: bool,
+    /// 0: plain; 1: bias and clip; 2: residual, second output; 3: scale of a row, prologue.
+    epilogue: usize,
+    symbols: bool,
+}
+
+impl Product {
+    fn case(&self, noise: &mut Noise) -> Case {
+        let mut binding = Binding::default();
+        let mut dim = |name: &str, v: usize| {
+            if self.symbols {
+                binding.0.insert(name.into(), v as i64);
+                Dim::sym(name)
+            } else {
+                Dim::from(v)
+            }
+        };
+        let batch: Vec<Dim> = self.batch.iter().enumerate().map(|(i, b)| dim(&format!("b{i}"), *b)).collect();
+        let m = dim("m", self.m);
+        let (n, k) = if self.constant { (Dim::from(self.n), Dim::from(self.k)) } else { (dim("n", self.n), dim("k", self.k)) };
+        let p = batch.len() + 2;
+        let space: Vec<Dim> = batch.iter().cloned().chain([m.clone(), n.clone()]).collect();
+        let mut r = Region::new("product", space.clone());
+        let lhs_shape: Vec<Dim> = batch.iter().cloned().chain([m.clone(), k.clone()]).collect();
+        let own: Vec<Dim> = if self.rhs_batch { batch.clone() } else { vec![] };
+        let last = if self.transposed { [n.clone(), k.clone()] } else { [k.clone(), n.clone()] };
+        let rhs_shape: Vec<Dim> = own.iter().cloned().chain(last).collect();
+        let narrow = self.dtype == DType::I8;
+        let acc = if narrow { DType::I32 } else { DType::F32 };
+        r.args = vec![TensorType { dtype: if narrow { DType::U8 } else { self.dtype }, shape: lhs_shape }, TensorType { dtype: self.dtype, shape: rhs_shape }];
+        let mut index = axes(0, p - 1);
+        index.push(Dim::axis(p));
+        let mut lhs = load_of(&mut r, 0, index);
+        let mut index = if self.rhs_batch { axes(0, p - 2) } else { vec![] };
+        index.extend(if self.transposed { [Dim::axis(p - 1), Dim::axis(p)] } else { [Dim::axis(p), Dim::axis(p - 1)] });
+        let mut rhs = load_of(&mut r, 1, index);
+        if narrow {
+            lhs = cast(&mut r, lhs, DType::I32);
+            rhs = cast(&mut r, rhs, DType::I32);
+            let zero_point = r.constant(Scalar::I(113), DType::I32);
+            lhs = call(&mut r, ScalarFn::Sub, &[lhs, zero_point]);
+        }
+        let mut value = r.push(Expr::Acc(0), acc);
+        if narrow {
+            value = cast(&mut r, value, DType::I32);
+        }
+        let out_dtype = if self.dtype == DType::F16 { DType::F16 } else { acc };
+        let mut outputs = vec![];
+        match self.epilogue {
+            1 => {
+                let bias = r.args.len();
+                r.args.push(TensorType { dtype: acc, shape: vec![n.clone()] });
+                let bias = load_of(&mut r, bias, vec![Dim::axis(p - 1)]);
+                value = call(&mut r, ScalarFn::Add, &[value, bias]);
+                let (lo, hi) = (r.constant(Scalar::F(0.0), acc), r.constant(Scalar::F(6.0), acc));
+                value = call(&mut r, ScalarFn::Max, &[value, lo]);
+                value = call(&mut r, ScalarFn::Min, &[value, hi]);
+            }
+            2 => {
+                let residual = r.args.len();
+                r.args.push(TensorType { dtype: acc, shape: space.clone() });
+                let residual = load_of(&mut r, residual, axes(0, p));
+                let sum = call(&mut r, ScalarFn::Add, &[value, residual]);
+                outputs.push((sum, acc));
+                value = call(&mut r, ScalarFn::Neg, &[sum]);
+            }
+            3 => {
+                let scale = r.args.len();
+                r.args.push(TensorType { dtype: acc, shape: vec![m.clone()] });
+                let scale = load_of(&mut r, scale, vec![Dim::axis(p - 2)]);
+                value = call(&mut r, ScalarFn::Mul, &[value, scale]);
+                let half = r.constant(Scalar::F(0.5), self.dtype);
+                lhs = call(&mut r, ScalarFn::Mul, &[lhs, half]);
+                lhs = call(&mut r, ScalarFn::Max, &[lhs, half]);
+            }
+            _ => {}
+        }
+        outputs.push((value, out_dtype));
+        r.heart = Heart::Contract { k, lhs, rhs, acc };
+        for (value, dtype) in outputs {
+            let expr = cast(&mut r, value, dtype);
+            r.outputs.push(RegionOutput { ty: TensorType { dtype, shape: space.clone() }, expr, index: axes(0, p) });
+        }
+        let args: Vec<Tensor> = r.args.iter().map(|t| random(noise, t.dtype, &t.bind(&binding).const_shape().unwrap())).collect();
+        let constant = (0..args.len()).map(|i| i == 1 && self.constant).collect();
+        Case { region: r, args, constant, binding }
+    }
+}
+
+#[test]
+fn products_of_random_sizes_are_right() {
+    let mut noise = Noise(7);
+    let mut cases = vec![];
+    for i in 0..60 {
+        let mut size = |most: u64| 1 + (noise.bits() % most) as usize;
+        let (m, n, k) = (size(40), size(70), size(45));
+        let batch = match i % 4 {
+            0 => vec![],
+            1 | 2 => vec![size(3)],
+            _ => vec![size(2), size(3)],
+        };
+        let dtype = [DType::F32, DType::F32, DType::F16, DType::I8][i / 3 % 4];
+        let constant = i % 3 != 0;
+        let epilogue = if dtype == DType::I8 { i % 3 % 2 * 2 } else { i / 2 % 4 };
+        let product = Product {
+            rhs_batch: !batch.is_empty() && i % 5 == 0,
+            batch,
+            m: if i % 7 == 0 { 1 } else { m },
+            n,
+            k,
+            dtype,
+            constant,
+            transposed: i % 2 == 0,
+            epilogue: if epilogue == 3 && i % 4 != 0 { 1 } else { epilogue },
+            symbols: i % 5 > 2,
+        };
+        cases.push(product.case(&mut noise));
+    }
+    check(&cases, "gemm_cpu");
+}
+
+/// A channels-last convolution.
+struct Convolution {
+    n: usize,
+    size: Vec<usize>,
+    c: usize,
+    o: usize,
+    groups: usize,
+    kernel: Vec<usize>,
+    strides: Vec<usize>,
+    dilations: Vec<usize>,
+    lo: Vec<i64>,
+    hi: Vec<i64>,
+    dtype: DType,
+    /// 0: plain; 1: bias and clip; 2: scale of a channel and residual; 3: prologue.
+    fused: usize,
+    symbols: bool,
+}
+
+impl Convolution {
+    fn case(&self, noise: &mut Noise) -> Case {
+        let mut binding = Binding::default();
+        let mut dim = |name: &str, v: usize| {
+            if self.symbols {
+                binding.0.insert(name.into(), v as i64);
+                Dim::sym(name)
+            } else {
+                Dim::from(v)
+            }
+        };
+        let spatial = self.size.len();
+        let n = dim("n", self.n);
+        let size: Vec<Dim> = self.size.iter().enumerate().map(|(i, s)| dim(&format!("s{i}"), *s)).collect();
+        let input: Vec<Dim> = [n.clone()].into_iter().chain(size.iter().cloned()).chain([Dim::from(self.c * self.groups)]).collect();
+        let mut space = vec![n.clone()];
+        for i in 0..spatial {
+            let reach = (self.kernel[i] - 1) * self.dilations[i] + 1;
+            let room = size[i].clone() + Dim::from(self.lo[i] + self.hi[i] - reach as i64);
+            space.push(room.div(&Dim::from(self.strides[i])) + Dim::one());
+        }
+        let channels = self.o * self.groups;
+        space.push(Dim::from(channels));
+        let weights: Vec<Dim> = [channels, self.c].iter().chain(&self.kernel).map(|v| Dim::from(*v)).collect();
+        let mut r = Region::new("conv", space.clone());
+        let narrow = self.dtype == DType::I8;
+        let acc = if narrow { DType::I32 } else { DType::F32 };
+        r.args = vec![
+            TensorType { dtype: if narrow { DType::U8 } else { self.dtype }, shape: input.clone() },
+            TensorType { dtype: self.dtype, shape: weights.clone() },
+        ];
+        let mut x = load_of(&mut r, 0, axes(0, spatial + 2));
+        let mut w = load_of(&mut r, 1, axes(0, spatial + 2));
+        if narrow {
+            x = cast(&mut r, x, DType::I32);
+            w = cast(&mut r, w, DType::I32);
+            let zero_point = r.constant(Scalar::I(7), DType::I32);
+            x = call(&mut r, ScalarFn::Sub, &[x, zero_point]);
+        }
+        let mut value = r.push(Expr::Acc(0), acc);
+        match self.fused {
+            1 => {
+                r.args.push(TensorType { dtype: acc, shape: vec![Dim::from(channels)] });
+                let bias = load_of(&mut r, 2, vec![Dim::axis(spatial + 1)]);
+                value = call(&mut r, ScalarFn::Add, &[value, bias]);
+                let (lo, hi) = (r.constant(Scalar::F(0.0), acc), r.constant(Scalar::F(6.0), acc));
+                value = call(&mut r, ScalarFn::Max, &[value, lo]);
+                value = call(&mut r, ScalarFn::Min, &[value, hi]);
+            }
+            2 => {
+                r.args.push(TensorType { dtype: acc, shape: vec![n.clone(), Dim::from(channels)] });
+                r.args.push(TensorType { dtype: acc, shape: space.clone() });
+                let scale = load_of(&mut r, 2, vec![Dim::axis(0), Dim::axis(spatial + 1)]);
+                let residual = load_of(&mut r, 3, axes(0, spatial + 2));
+                value = call(&mut r, ScalarFn::Mul, &[value, scale]);
+                value = call(&mut r, ScalarFn::Add, &[value, residual]);
+            }
+            3 if !narrow => {
+                let half = r.constant(Scalar::F(0.5), self.dtype);
+                x = call(&mut r, ScalarFn::Add, &[x, half]);
+            }
+            _ => {}
+        }
+        let window =
+            Window { strides: self.strides.clone(), dilations: self.dilations.clone(), lo: self.lo.clone(), hi: self.hi.clone(), layout: Layout::ChannelsLast };
+        r.heart = Heart::Conv { window, groups: self.groups, x, input, w, weights, acc };
+        r.outputs.push(RegionOutput { ty: TensorType { dtype: acc, shape: space }, expr: value, index: axes(0, spatial + 2) });
+        let args: Vec<Tensor> = r.args.iter().map(|t| random(noise, t.dtype, &t.bind(&binding).const_shape().unwrap())).collect();
+        let constant = (0..args.len()).map(|i| i == 1).collect();
+        Case { region: r, args, constant, binding }
+    }
+}
+
+#[test]
+fn pointwise_convolutions_are_products() {
+    let mut noise = Noise(11);
+    let mut cases = vec![];
+    for i in 0..16 {
+        let mut size = |most: u64| 1 + (noise.bits() % most) as usize;
+        let stride = 1 + i / 3 % 2;
+        let conv = Convolution {
+            n: 1 + i % 2,
+            size: vec![size(7), size(9)],
+            c: size(40),
+            o: size(50),
+            groups: 1,
+            kernel: vec![1, 1],
+            strides: vec![stride, stride],
+            dilations: vec![1, 1],
+            lo: vec![0, 0],
+            hi: vec![0, 0],
+            dtype: [DType::F32, DType::F32, DType::F16, DType::I8][i % 4],
+            fused: if i % 4 == 3 { i / 4 % 2 * 2 } else { i / 4 },
+            symbols: i % 3 == 2,
+        };
+        cases.push(conv.case(&mut noise));
+    }
+    check(&cases, "gemm_cpu");
+}
+
+#[test]
+fn convolutions_of_every_shape_are_right() {
+    let mut noise = Noise(13);
+    let mut cases = vec![];
+    for i in 0..60 {
+        let mut size = |from: u64, to: u64| (from + noise.bits() % (to - from + 1)) as usize;
+        let spatial = if i % 6 == 5 { 1 } else { 2 };
+        let groups = if i % 4 == 3 { size(2, 3) } else { 1 };
+        let mut list = |from: u64, to: u64| -> Vec<usize> { (0..spatial).map(|_| size(from, to)).collect() };
+        let kernel = if i % 3 == 0 { vec![3; spatial] } else { list(1, 5) };
+        let strides = if i % 3 == 0 { vec![1 + i % 2; spatial] } else { list(1, 3) };
+        let dilations = if i % 5 == 4 { list(1, 3) } else { vec![1; spatial] };
+        let pads: Vec<usize> = if i % 7 == 6 { vec![0; 2 * spatial] } else { list(0, 3).into_iter().chain(list(0, 3)).collect() };
+        let sizes: Vec<usize> = (0..spatial).map(|a| (kernel[a] - 1) * dilations[a] + 1).zip(list(0, 9)).map(|(reach, more)| reach + more).collect();
+        if kernel.iter().all(|k| *k == 1) {
+            continue;
+        }
+        let dtype = [DType::F32, DType::F32, DType::F16, DType::I8][i / 2 % 4];
+        let conv = Convolution {
+            n: 1 + i % 2,
+            size: sizes,
+            c: if i % 8 == 0 { 3 } else { size(2, 19) },
+            o: size(2, 37),
+            groups,
+            kernel,
+            strides,
+            dilations,
+            lo: pads[..spatial].iter().map(|p| *p as i64).collect(),
+            hi: pads[spatial..].iter().map(|p| *p as i64).collect(),
+            dtype,
+            fused: if dtype == DType::I8 { i % 2 * 2 } else { i % 4 },
+            symbols: i % 5 == 1,
+        };
+        cases.push(conv.case(&mut noise));
+    }
+    check(&cases, "conv_cpu");
+}
