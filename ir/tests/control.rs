@@ -102,7 +102,7 @@ fn bodies_see_the_sizes_around_them() {
     let x = Tensor::from_f32([2], &[1.0, 2.0]);
     let run = |c| eval(&g, &[Tensor::scalar(DType::Bool, Scalar::B(c)), x.clone()]).unwrap();
     assert_eq!(run(true), [Tensor::from_f32([2], &[5.0, 5.0])]);
-    assert_eq!(run(false), [x.clone()]);
+    assert_eq!(run(false), [x]);
 }
 
 #[test]
