@@ -208,8 +208,10 @@ impl Analysis<'_> {
                     let Some(tensor) = self.manifest.tensors.get(*k as usize) else {
                         return Err(format!("buffer {n}: no tensor {k}"));
                     };
-                    let same = |(d, s): (&DimExpr, &u64)| d.as_const() == i64::try_from(*s).ok();
-                    tensor.dtype == buffer.dtype && tensor.shape.len() == buffer.dims.len() && buffer.dims.iter().zip(&tensor.shape).all(same)
+                    // In any shape of as many elements.
+                    let count = buffer.dims.iter().try_fold(1i64, |n, d| n.checked_mul(d.as_const()?));
+                    let stored = tensor.shape.iter().try_fold(1u64, |n, s| n.checked_mul(*s));
+                    tensor.dtype == buffer.dtype && count.is_some() && count.and_then(|n| u64::try_from(n).ok()) == stored
                 }
                 BufferKind::Arena => true,
                 BufferKind::View { of, .. } => has(of),

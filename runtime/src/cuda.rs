@@ -42,7 +42,8 @@ pub(crate) fn choose<'a>(ordinal: u32, plan: &str, candidates: &[(&'a Plan, &'a 
 /// A session's view of a GPU. Fields are dropped in this order: graphs and modules before memory,
 /// all before the stream and the context.
 pub(crate) struct Cuda {
-    graphs: BTreeMap<u64, Graph>,
+    /// By the sizes and places they are for; `None` after a first run, which loads what is lazily loaded.
+    graphs: BTreeMap<u64, Option<Graph>>,
     graph_uses: u64,
     use_graphs: bool,
     recording: bool,
@@ -156,9 +157,20 @@ impl Cuda {
         Ok(address)
     }
 
+    /// Drops the graph that was not used for longest, when there are too many.
+    fn make_room(&mut self) {
+        if self.graphs.len() < MAX_GRAPHS {
+            return;
+        }
+        let age = |graph: &Option<Graph>| graph.as_ref().map_or(0, |g| g.last_use);
+        if let Some(oldest) = self.graphs.iter().min_by_key(|(_, g)| age(g)).map(|(k, _)| *k) {
+            self.graphs.remove(&oldest);
+        }
+    }
+
     fn launch_graph(&mut self, key: u64) -> Result<(), Error> {
         self.graph_uses += 1;
-        let Some(graph) = self.graphs.get_mut(&key) else { return Ok(()) };
+        let Some(Some(graph)) = self.graphs.get_mut(&key) else { return Ok(()) };
         graph.last_use = self.graph_uses;
         // SAFETY: an instantiated graph, our stream; its addresses are alive: `alloc` drops graphs.
         let launched = unsafe { sys::cuGraphLaunch(graph.exec, self.stream.0) };
@@ -298,9 +310,17 @@ impl Backend for Cuda {
         if !self.use_graphs {
             return Ok(Replay::Off);
         }
-        if self.graphs.contains_key(&key) {
-            self.launch_graph(key)?;
-            return Ok(Replay::Done);
+        match self.graphs.get(&key) {
+            Some(Some(_)) => {
+                self.launch_graph(key)?;
+                return Ok(Replay::Done);
+            }
+            Some(None) => {}
+            None => {
+                self.make_room();
+                self.graphs.insert(key, None);
+                return Ok(Replay::Off);
+            }
         }
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: our stream, not capturing.
@@ -323,13 +343,8 @@ impl Backend for Cuda {
             made
         };
         check(&self.context, "instantiating a graph", made)?;
-        if self.graphs.len() >= MAX_GRAPHS
-            && let Some(oldest) = self.graphs.iter().min_by_key(|(_, g)| g.last_use).map(|(k, _)| *k)
-        {
-            self.graphs.remove(&oldest);
-        }
         let context = self.context.clone();
-        self.graphs.insert(key, Graph { exec, last_use: 0, context });
+        self.graphs.insert(key, Some(Graph { exec, last_use: 0, context }));
         self.launch_graph(key)
     }
 

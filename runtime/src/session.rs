@@ -135,7 +135,7 @@ impl Session {
                 if options.graphs == Graphs::Auto && is_straight(plan) {
                     cuda.use_graphs();
                 } else if options.graphs == Graphs::Auto {
-                    notes.push("no CUDA graph: the plan has control flow".into());
+                    notes.push("no CUDA graph: what the plan launches depends on data".into());
                 }
                 Box::new(cuda)
             }
