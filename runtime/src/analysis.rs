@@ -119,11 +119,11 @@ impl Analysis<'_> {
             Some(_) => body.inputs.iter().flat_map(|b| &body.buffers[b.index()].dims).collect(),
         };
         for dim in input_dims {
-            if let DimExpr::Sym(s) = dim
-                && !levels.contains_key(s)
+            if let Some((s, ..)) = dim.linear()
+                && !levels.contains_key(&s)
             {
-                levels.insert(*s, 0);
-                input_symbols.push(*s);
+                levels.insert(s, 0);
+                input_symbols.push(s);
             }
         }
         let mut segments = Vec::new();
@@ -283,11 +283,11 @@ impl Analysis<'_> {
                 for id in outputs {
                     let buffer = body.buffers.get(id.index()).ok_or("no such buffer")?;
                     for dim in &buffer.dims {
-                        if let DimExpr::Sym(s) = dim
-                            && !levels.contains_key(s)
-                            && !found.contains(s)
+                        if let Some((s, ..)) = dim.linear()
+                            && !levels.contains_key(&s)
+                            && !found.contains(&s)
                         {
-                            found.push(*s);
+                            found.push(s);
                         }
                     }
                 }

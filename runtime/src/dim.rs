@@ -65,6 +65,38 @@ impl DimExpr {
         if self.symbols().is_empty() { self.eval(&[]).ok() } else { None }
     }
 
+    /// `(s, a, b)` where this is `a*s + b` for one symbol and numbers with `a` not 0: an extent that
+    /// decides its symbol.
+    pub fn linear(&self) -> Option<(u32, i64, i64)> {
+        let (found, a, b) = self.coefficients()?;
+        found.filter(|_| a != 0).map(|s| (s, a, b))
+    }
+
+    /// The symbol of a [`DimExpr::linear`] extent and the value that makes the extent `extent`, if
+    /// there is one.
+    pub fn solve(&self, extent: i64) -> Option<(u32, i64)> {
+        let (s, a, b) = self.linear()?;
+        let rest = extent.checked_sub(b)?;
+        (rest.checked_rem(a)? == 0).then_some((s, rest.checked_div(a)?))
+    }
+
+    fn coefficients(&self) -> Option<(Option<u32>, i64, i64)> {
+        match self {
+            DimExpr::Const(c) => Some((None, 0, *c)),
+            DimExpr::Sym(s) => Some((Some(*s), 1, 0)),
+            DimExpr::Add(terms) => terms.iter().try_fold((None, 0i64, 0i64), |(s, a, b), term| {
+                let (t, c, d) = term.coefficients()?;
+                let same = s.is_none() || t.is_none() || s == t;
+                same.then_some((s.or(t), a.checked_add(c)?, b.checked_add(d)?))
+            }),
+            DimExpr::Mul(factors) => factors.iter().try_fold((None, 0i64, 1i64), |(s, a, b), factor| match (factor.coefficients()?, (s, a, b)) {
+                ((None, _, k), (s, a, b)) | ((s, a, b), (None, _, k)) => Some((s, a.checked_mul(k)?, b.checked_mul(k)?)),
+                _ => None,
+            }),
+            _ => self.as_const().map(|c| (None, 0, c)),
+        }
+    }
+
     /// The symbols that occur, ascending, each once.
     pub fn symbols(&self) -> Vec<u32> {
         let mut found = Vec::new();
@@ -251,6 +283,21 @@ mod tests {
         assert_eq!(serde_json::from_str::<DimExpr>(&json).unwrap(), e);
         assert_eq!(e.symbols(), [0, 1]);
         assert_eq!(e.as_const(), None);
+    }
+
+    #[test]
+    fn linear_extents_decide_their_symbol() {
+        use DimExpr::*;
+        let e = Add(vec![Mul(vec![Const(32), Sym(3)]), Const(-1), Const(5)]);
+        assert_eq!(e.linear(), Some((3, 32, 4)));
+        assert_eq!(e.solve(68), Some((3, 2)));
+        assert_eq!(e.solve(69), None);
+        assert_eq!(Sym(1).solve(7), Some((1, 7)));
+        assert_eq!(Mul(vec![Sym(0), Sym(0)]).linear(), None);
+        assert_eq!(Add(vec![Sym(0), Sym(1)]).linear(), None);
+        assert_eq!(Add(vec![Sym(0), Mul(vec![Const(-1), Sym(0)])]).linear(), None);
+        assert_eq!(FloorDiv(Sym(0).into(), Const(2).into()).linear(), None);
+        assert_eq!(Mul(vec![Const(-1), Sym(0)]).solve(i64::MIN), None);
     }
 
     #[test]

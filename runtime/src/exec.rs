@@ -243,10 +243,10 @@ impl Run<'_, '_> {
             if n == 0 {
                 // No slice was made: a size that only slices would tell is 0.
                 for dim in dims {
-                    if let DimExpr::Sym(s) = dim
-                        && at.defines.contains(s)
+                    if let Some((s, ..)) = dim.linear()
+                        && at.defines.contains(&s)
                     {
-                        self.define(*s, 0, || "a loop without iterations".into())?;
+                        self.define(s, 0, || "a loop without iterations".into())?;
                     }
                 }
                 scan.bytes = 0;
@@ -301,10 +301,10 @@ impl Run<'_, '_> {
     /// Defines the fresh symbols among `dims` from a shape, and checks all others against it.
     pub(crate) fn take_shape(&mut self, dims: &[DimExpr], shape: &[i64], fresh: &[u32]) -> Result<(), Error> {
         for (dim, extent) in dims.iter().zip(shape) {
-            if let DimExpr::Sym(s) = dim
-                && fresh.contains(s)
+            if let Some((s, value)) = dim.solve(*extent)
+                && fresh.contains(&s)
             {
-                self.define(*s, *extent, || "a size computed at run time".into())?;
+                self.define(s, value, || "a size computed at run time".into())?;
             }
         }
         for (dim, extent) in dims.iter().zip(shape) {

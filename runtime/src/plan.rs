@@ -2,7 +2,7 @@
 //!
 //! Every `DimExpr` here is over [`Manifest::symbols`], those in launches and kernels included.
 //! A symbol gets its value in one of four ways, always before anything that mentions it:
-//! - from the shape of a graph input: a dimension that is a bare symbol defines it;
+//! - from the shape of a graph input: a dimension that is `a*symbol + b` defines it;
 //! - from the shape of a nested body's input (a carried value of a loop), likewise;
 //! - from the shape of what an `If` or `Loop` gives back, by its output buffers, likewise;
 //! - from a [`Step::Bind`], which reads a scalar that a kernel computed.
@@ -54,7 +54,7 @@ pub struct Port {
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Extents; of an input, a bare symbol takes its value from here.
+    /// Extents; those of inputs give symbols their values.
     pub dims: Vec<DimExpr>,
 }
 

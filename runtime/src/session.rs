@@ -315,21 +315,21 @@ impl Session {
         for port in &manifest.inputs {
             let Some(value) = input(&port.name) else { continue };
             for (dim, extent) in port.dims.iter().zip(value.shape()) {
-                let DimExpr::Sym(s) = dim else { continue };
-                if !open.take(*s) {
+                let Some((s, size)) = dim.solve(*extent as i64) else { continue };
+                if !open.take(s) {
                     continue;
                 }
-                let (about, extent) = (&manifest.symbols[*s as usize], *extent as i64);
-                if extent < about.min || extent > about.max {
+                let about = &manifest.symbols[s as usize];
+                if size < about.min || size > about.max {
                     return Err(Error::SizeRange {
                         what: format!("input `{}`", port.name),
                         symbol: about.name.clone(),
-                        value: extent,
+                        value: size,
                         min: about.min,
                         max: about.max,
                     });
                 }
-                self.symbols[*s as usize] = extent;
+                self.symbols[s as usize] = size;
             }
         }
         for port in &manifest.inputs {
@@ -337,7 +337,7 @@ impl Session {
             for (dim, extent) in port.dims.iter().zip(value.shape()) {
                 let expected = dim.eval(&self.symbols).map_err(|source| Error::Size { what: format!("input `{}`", port.name), source })?;
                 if expected != *extent as i64 {
-                    return Err(self.shape_error(port, &value, Some((dim, expected))));
+                    return Err(self.shape_error(port, &value, Some((dim, expected, *extent as i64))));
                 }
             }
         }
@@ -350,14 +350,21 @@ impl Session {
         Ok(())
     }
 
-    fn shape_error(&self, port: &Port, value: &Value, at: Option<(&DimExpr, i64)>) -> Error {
+    fn shape_error(&self, port: &Port, value: &Value, at: Option<(&DimExpr, i64, i64)>) -> Error {
         let manifest = self.artifact.manifest();
         let names: Vec<&str> = manifest.symbols.iter().map(|s| s.name.as_str()).collect();
         let dims: Vec<String> = port.dims.iter().map(|d| d.with_names(&names).to_string()).collect();
-        let why = at.filter(|(dim, _)| dim.as_const().is_none()).map(|(dim, expected)| {
-            let other = manifest.inputs.iter().find(|p| p.name != port.name && dim.symbols().iter().any(|s| p.dims.contains(&DimExpr::Sym(*s))));
+        let why = at.filter(|(dim, ..)| dim.as_const().is_none()).map(|(dim, expected, found)| {
+            let text = dim.with_names(&names);
+            if dim.linear().is_some() && dim.solve(found).is_none() {
+                return format!("{found} is no {text}");
+            }
+            let other = manifest
+                .inputs
+                .iter()
+                .find(|p| p.name != port.name && dim.symbols().iter().any(|s| p.dims.iter().any(|d| d.linear().is_some_and(|(t, ..)| t == *s))));
             let from = other.map_or(String::new(), |p| format!(", by input `{}`", p.name));
-            format!("{} is {expected}{from}", dim.with_names(&names))
+            format!("{text} is {expected}{from}")
         });
         Error::InputShape { input: port.name.clone(), expected: format!("[{}]", dims.join(" x ")), found: Shape(value.shape().to_vec()), why }
     }

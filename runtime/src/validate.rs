@@ -57,7 +57,7 @@ fn symbols_exist(expr: &DimExpr, manifest: &Manifest) -> Result<(), String> {
 }
 
 fn guard_is_about_inputs(expr: &DimExpr, manifest: &Manifest) -> Result<(), String> {
-    let from_input = |s: &u32| manifest.inputs.iter().flat_map(|p| &p.dims).any(|d| *d == DimExpr::Sym(*s));
+    let from_input = |s: &u32| manifest.inputs.iter().flat_map(|p| &p.dims).any(|d| d.linear().is_some_and(|(t, ..)| t == *s));
     need(expr.symbols().iter().all(from_input), || format!("guard `{expr}` is about a size that no input defines"))
 }
 

@@ -117,6 +117,32 @@ fn requests_that_do_not_fit_are_told_why() {
 }
 
 #[test]
+fn an_extent_that_is_a_multiple_decides_its_size() {
+    let four_n = || DimExpr::Mul(vec![c(4), s(0)]);
+    let body = Body {
+        buffers: vec![floats(&[four_n()], BufferKind::Input(0)), floats(&[s(0), c(4)], BufferKind::Output(0))],
+        steps: vec![launch(0, &[0, 1], &[])],
+        inputs: ids(&[0]),
+        outputs: ids(&[1]),
+    };
+    let artifact = open(manifest(
+        vec![symbol("n", 1, 100)],
+        vec![port("x", DType::F32, &[four_n()])],
+        vec![port("y", DType::F32, &[s(0), c(4)])],
+        vec![plan("fused", vec![kernel("relu", 2, 0, four_n())], body)],
+    ));
+    let mut session = artifact.session(Device::Cpu, options("fused", 1)).unwrap();
+    let x = noise(12, 20);
+    let out = session.run(&[("x", &tensor(&[20], &x))]).unwrap();
+    assert_eq!(out[0].shape(), [5, 4]);
+    assert_eq!(out[0].as_slice::<f32>().unwrap()[19], x[19].max(0.0));
+    let odd = session.run(&[("x", &tensor(&[18], &x[..18]))]).unwrap_err();
+    assert_eq!(odd.to_string(), "input `x`: the model takes [4*n], got [18] (18 is no 4*n)");
+    let many = session.run(&[("x", &tensor(&[404], &noise(1, 404)))]).unwrap_err();
+    assert_eq!(many.to_string(), "input `x`: n is 101, compiled for 1 to 100");
+}
+
+#[test]
 fn guards_hold_before_anything_runs() {
     let (writer, mut manifest) = small_model();
     let odd = DimExpr::Mod(s(0).into(), c(2).into());
