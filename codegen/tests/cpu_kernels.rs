@@ -609,3 +609,48 @@ fn wrong_kernels_are_refused() {
     refuse("lanes=8", "threads=8", "needs `lanes=`");
     assert_round_trip(&saxpy());
 }
+
+#[test]
+fn mangled_text_is_refused_or_meaningful_never_a_panic() {
+    let mut noise = Noise(10);
+    let limits = Target::parse("x86-64-v3").unwrap().limits();
+    let texts: Vec<String> = [saxpy(), collatz(), softmax(), scratch(), lanes_about(), masks()].iter().map(Kernel::to_string).collect();
+    let (mut parsed, mut sound) = (0, 0);
+    for round in 0..6000 {
+        let mut lines: Vec<String> = texts[round % texts.len()].lines().map(str::to_owned).collect();
+        for _ in 0..1 + noise.bits() % 2 {
+            let (i, j) = (noise.bits() as usize % lines.len(), noise.bits() as usize % lines.len());
+            match noise.bits() % 5 {
+                0 => drop(lines.remove(i)),
+                1 => lines.swap(i, j),
+                2 => lines.insert(i, lines[j].clone()),
+                3 => {
+                    // One word for another.
+                    let words: Vec<&str> = lines[j].split(' ').collect();
+                    let word = words[noise.bits() as usize % words.len()].to_owned();
+                    let mut to: Vec<&str> = lines[i].split(' ').collect();
+                    let at = noise.bits() as usize % to.len();
+                    to[at] = &word;
+                    lines[i] = to.join(" ");
+                }
+                _ => {
+                    let mut bytes = lines[i].clone().into_bytes();
+                    if !bytes.is_empty() {
+                        let at = noise.bits() as usize % bytes.len();
+                        bytes[at] = b' ' + (noise.bits() % 95) as u8;
+                    }
+                    lines[i] = String::from_utf8(bytes).unwrap();
+                }
+            }
+        }
+        let Ok(kernel) = pavage_codegen::tile::text::parse(&lines.join("\n")) else { continue };
+        parsed += 1;
+        if check::check(&kernel, &limits).is_err() {
+            continue;
+        }
+        sound += 1;
+        assert_round_trip(&kernel);
+        compile::cpu_mlir(&[kernel], &Target::parse("x86-64-v3").unwrap()).map(drop).unwrap_or_default();
+    }
+    assert!(parsed > 500 && sound > 100, "the test has lost its teeth: {parsed} parsed, {sound} sound");
+}

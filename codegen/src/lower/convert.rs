@@ -1,5 +1,5 @@
 //! Conversions between element types, as `Scalar::cast` defines them.
-use super::{Flavor, Mlir};
+use super::Mlir;
 use crate::tile::Ty;
 use pavage_ir::{DType, Scalar, dtype::Class};
 
@@ -84,10 +84,10 @@ fn float(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
     }
     let (f32t, to) = (from.with(DType::F32), from.with(dtype));
     let (ta, t32, tb) = (e.ty(from), e.ty(f32t), e.ty(to));
-    let native = |d: DType, flavor| matches!(d, DType::F64 | DType::F32 | DType::F16) || (d == DType::BF16 && flavor == Flavor::Gpu);
+    let native = |d: DType| matches!(d, DType::F64 | DType::F32 | DType::F16);
     match (a, b) {
-        (DType::F32, DType::BF16) if e.flavor == Flavor::Cpu => to_bf16(e, v, f32t),
-        (DType::BF16, DType::F32) if e.flavor == Flavor::Cpu => {
+        (DType::F32, DType::BF16) => to_bf16(e, v, f32t),
+        (DType::BF16, DType::F32) => {
             let ints = from.with(DType::I32);
             let ti = e.ty(ints);
             let wide = e.op(&format!("arith.extui {v} : {ta} to {ti}"));
@@ -106,10 +106,10 @@ fn float(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
         }
         (DType::F8E4M3, DType::F32) => from_e4m3(e, v, from),
         (DType::F32, DType::F8E4M3 | DType::F8E5M2) => to_f8(e, v, from, dtype),
-        _ if native(a, e.flavor) && native(b, e.flavor) && (a == DType::F32 || b == DType::F32) => {
+        _ if native(a) && native(b) && (a == DType::F32 || b == DType::F32) => {
             let op = if b.bits() > a.bits() { "extf" } else { "truncf" };
             let r = e.op(&format!("arith.{op} {v} : {ta} to {tb}"));
-            if a == DType::F64 && b == DType::F32 && from.is_scalar() && e.flavor == Flavor::Cpu {
+            if a == DType::F64 && b == DType::F32 && from.is_scalar() {
                 // With AVX-512, LLVM would join this with a later rounding to f16 into a library call.
                 return e.op(&format!("llvm.call_intrinsic \"llvm.arithmetic.fence.f32\"({r}) : (f32) -> f32"));
             }

@@ -2,7 +2,7 @@
 //!
 //! Constant index parts become constant displacements from one address per (buffer, index value). What LLVM would print
 //! as a library call is written out ([`super::float`]), and what it would abort on is gated by the target table.
-use super::{Flavor, LowerError, Mlir, convert, math, memory};
+use super::{LowerError, Mlir, convert, math, memory};
 use crate::targets::Cpu;
 use crate::tile::{Block, Buf, Device, DotKind, Kernel, Op, Space, Stmt, Ty, Val};
 use pavage_ir::{DType, Scalar, ScalarFn};
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 /// The `llvm.func` of a kernel.
 pub fn function(kernel: &Kernel, cpu: &Cpu) -> Result<String, LowerError> {
     let mut l = Lowering {
-        e: Mlir::new(Flavor::Cpu),
+        e: Mlir::new(),
         kernel,
         cpu,
         names: HashMap::new(),
@@ -358,7 +358,7 @@ impl Lowering<'_> {
 
     fn address(&mut self, buf: Buf, index: Val, offset: i64) -> String {
         let dtype = self.kernel.buf(buf).dtype;
-        let (elem, per_byte) = if dtype.bits() == 4 { ("i8", 2) } else { (memory(dtype, Flavor::Cpu), 1) };
+        let (elem, per_byte) = if dtype.bits() == 4 { ("i8", 2) } else { (memory(dtype), 1) };
         let base = match self.addresses.iter().rev().find_map(|m| m.get(&(buf, index))) {
             Some(p) => p.clone(),
             None => {
@@ -394,7 +394,7 @@ impl Lowering<'_> {
 
     /// Type of `ty` in memory, and the alignment of one element.
     fn memory_ty(&self, ty: Ty) -> (String, usize) {
-        let elem = memory(ty.dtype(), Flavor::Cpu);
+        let elem = memory(ty.dtype());
         let t = if ty.is_scalar() { elem.to_owned() } else { format!("vector<{}x{elem}>", ty.lanes()) };
         (t, ty.dtype().bits().max(8) / 8)
     }
@@ -549,7 +549,7 @@ impl Lowering<'_> {
         if ty.dtype() == DType::I32 && ty.is_scalar() {
             i = self.e.op(&format!("arith.extsi {i} : i32 to i64"));
         }
-        let elem = memory(dtype, Flavor::Cpu);
+        let elem = memory(dtype);
         let mut base = self.pointers[buf.0 as usize].clone();
         if offset != 0 {
             let k = self.e.index(offset);

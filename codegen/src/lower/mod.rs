@@ -1,6 +1,7 @@
 //! Tile IR to MLIR text, per device. [`Mlir`] is the text under construction; [`math`] writes scalar functions.
 pub mod convert;
 pub mod cpu;
+mod elementary;
 pub mod float;
 pub mod math;
 pub mod nvvm;
@@ -21,29 +22,24 @@ pub struct LowerError {
     pub what: String,
 }
 
-/// How values of 16-bit and smaller floats are kept in registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavor {
-    /// `bf16` as its bits, because x86 backends round it slowly or flush denormals.
-    Cpu,
-    /// `bf16` as itself.
-    Gpu,
-}
-
 /// MLIR text under construction: one statement a line, temporaries numbered in order, so equal kernels give equal text.
 pub struct Mlir {
     /// The text so far.
     pub text: String,
-    /// Device family.
-    pub flavor: Flavor,
     next: u32,
     depth: usize,
 }
 
+impl Default for Mlir {
+    fn default() -> Self {
+        Mlir::new()
+    }
+}
+
 impl Mlir {
     /// Empty text.
-    pub fn new(flavor: Flavor) -> Mlir {
-        Mlir { text: String::new(), flavor, next: 0, depth: 1 }
+    pub fn new() -> Mlir {
+        Mlir { text: String::new(), next: 0, depth: 1 }
     }
 
     /// A fresh value name.
@@ -84,7 +80,7 @@ impl Mlir {
     /// An `arith.constant` of `value` in every lane.
     pub fn constant(&mut self, value: Scalar, ty: Ty) -> String {
         let mlir = self.ty(ty);
-        let literal = literal(value, ty.dtype(), self.flavor);
+        let literal = literal(value, ty.dtype());
         if ty.is_scalar() {
             // A boolean literal carries its type.
             if ty.dtype() == DType::Bool { self.op(&format!("arith.constant {literal}")) } else { self.op(&format!("arith.constant {literal} : {mlir}")) }
@@ -100,7 +96,7 @@ impl Mlir {
 
     /// The MLIR type of a scalar or vector in registers. Fragments are lowered register by register.
     pub fn ty(&self, ty: Ty) -> String {
-        let elem = register(ty.dtype(), self.flavor);
+        let elem = register(ty.dtype());
         match ty {
             Ty::Scalar(_) => elem.to_owned(),
             Ty::Vec(_, n) | Ty::Frag(_, n) => format!("vector<{n}x{elem}>"),
@@ -109,18 +105,13 @@ impl Mlir {
 }
 
 /// The MLIR element type of a dtype in registers.
-pub fn register(dtype: DType, flavor: Flavor) -> &'static str {
+pub fn register(dtype: DType) -> &'static str {
     match dtype {
         DType::F64 => "f64",
         DType::F32 => "f32",
         DType::F16 => "f16",
-        DType::BF16 => {
-            if flavor == Flavor::Gpu {
-                "bf16"
-            } else {
-                "i16"
-            }
-        }
+        // As its bits: x86 backends round it slowly, or flush denormals.
+        DType::BF16 => "i16",
         DType::I64 | DType::U64 => "i64",
         DType::I32 | DType::U32 => "i32",
         DType::I16 | DType::U16 => "i16",
@@ -130,21 +121,18 @@ pub fn register(dtype: DType, flavor: Flavor) -> &'static str {
 }
 
 /// The MLIR element type of a dtype in memory.
-pub fn memory(dtype: DType, flavor: Flavor) -> &'static str {
-    if dtype == DType::Bool { "i8" } else { register(dtype, flavor) }
+pub fn memory(dtype: DType) -> &'static str {
+    if dtype == DType::Bool { "i8" } else { register(dtype) }
 }
 
 /// The bits of a float constant, or an integer, as an MLIR literal.
-fn literal(value: Scalar, dtype: DType, flavor: Flavor) -> String {
+fn literal(value: Scalar, dtype: DType) -> String {
     let v = value.cast(dtype);
     match dtype {
         DType::F64 => format!("0x{:016X}", v.f().to_bits()),
         DType::F32 => format!("0x{:08X}", (v.f() as f32).to_bits()),
         DType::F16 => format!("0x{:04X}", half::f16::from_f64(v.f()).to_bits()),
-        DType::BF16 => {
-            let bits = half::bf16::from_f64(v.f()).to_bits();
-            if flavor == Flavor::Gpu { format!("0x{bits:04X}") } else { (bits as i16).to_string() }
-        }
+        DType::BF16 => (half::bf16::from_f64(v.f()).to_bits() as i16).to_string(),
         DType::F8E4M3 | DType::F8E5M2 => (pavage_ir::scalar::encode_f8(v.f(), dtype) as i8).to_string(),
         DType::Bool => v.b().to_string(),
         // Unsigned values beyond the signed range are written as their two's complement.
