@@ -170,7 +170,7 @@ impl<'r> Env<'r> {
 
     /// Row-major element index of `index` in a tensor of this shape.
     pub fn flat(shape: &[Dim], index: &[Dim]) -> Dim {
-        index.iter().zip(shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone())
+        index.iter().zip(shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone()).recombine()
     }
 
     /// Element index that load `id` reads, when it is a load.
@@ -579,6 +579,26 @@ pub fn leaves(d: &Dim, visit: &mut dyn FnMut(&Atom)) {
             }
             leaf => visit(leaf),
         }
+    }
+}
+
+/// Contiguous elements from `at` on (of lane 0), as many as the point has lanes, in the register dtype.
+pub fn read(b: &mut Builder, buf: Buf, at: Val, p: &Point) -> Val {
+    let dtype = b.dtype(buf);
+    let v = match p.vector {
+        Some(VectorAxis { lanes, count: Some(n), .. }) => b.load_upto(buf, at, lanes, n),
+        _ => b.load(buf, at, p.lanes()),
+    };
+    b.cast(v, reg(dtype))
+}
+
+/// Write what [`read`] reads.
+pub fn write(b: &mut Builder, buf: Buf, at: Val, v: Val, p: &Point) {
+    let v = b.cast(v, b.dtype(buf));
+    let v = b.splat(v, p.lanes());
+    match p.vector {
+        Some(VectorAxis { count: Some(n), .. }) => b.store_upto(buf, at, v, n),
+        _ => b.store(buf, at, v),
     }
 }
 

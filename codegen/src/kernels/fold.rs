@@ -90,6 +90,11 @@ impl Fold {
         b.or(beyond, wins)
     }
 
+    /// Whether `v` is strictly beyond `best` in the order of the fold.
+    pub fn beyond(&self, b: &mut Builder, v: Val, best: Val) -> Val {
+        self.better(b, v, best, false)
+    }
+
     /// Two accumulators of the same lanes as one.
     pub fn join(&self, b: &mut Builder, x: &[Val], y: &[Val]) -> Vec<Val> {
         match self.f {

@@ -5,6 +5,7 @@
 //! stand before the general loops, which take everything.
 pub mod conv_cpu;
 pub mod cost;
+pub mod cumulative;
 pub mod elementwise;
 pub mod expr;
 mod flat;
@@ -17,7 +18,9 @@ pub mod naive;
 pub mod nest;
 pub mod pack;
 pub mod reduce;
+pub mod resize;
 pub mod rewrite;
+pub mod sort;
 pub mod space;
 
 use crate::{targets::Target, tile};
@@ -175,7 +178,19 @@ pub struct Family {
 }
 
 /// Every family, in order of preference.
-pub const FAMILIES: &[Family] = &[elementwise::FAMILY, reduce::FAMILY, gemm_cpu::FAMILY, conv_cpu::FAMILY, naive::POOL, naive::FAMILY];
+#[rustfmt::skip] // One a line: families come and go.
+pub const FAMILIES: &[Family] = &[
+    elementwise::FAMILY,
+    reduce::FAMILY,
+    gemm_cpu::FAMILY,
+    conv_cpu::FAMILY,
+    naive::POOL,
+    naive::FAMILY,
+    resize::FAMILY,
+    cumulative::FAMILY,
+    sort::TOPK,
+    sort::NONZERO,
+];
 
 /// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
 /// of the first family that applies.

@@ -1,7 +1,7 @@
 //! Contractions, convolutions and pools of any layout, dtype and size, as plain reductions.
 use super::{ArgFacts, Built, Family, KernelError, reduce, rewrite::as_reduce};
 use crate::targets::Target;
-use pavage_ir::{Heart, Region, Schedule};
+use pavage_ir::{Heart, Op, Region, Schedule};
 
 /// Contractions and convolutions that no tuned family takes.
 pub const FAMILY: Family = Family { name: "naive", about: "contractions and convolutions as plain reductions", schedules, build };
@@ -11,7 +11,7 @@ pub const POOL: Family = Family { name: "pool", about: "windows folded with vect
 
 fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule> {
     match &region.heart {
-        Heart::Contract { .. } | Heart::Conv { .. } => reduced("naive", region, target, facts),
+        Heart::Contract { .. } | Heart::Conv { .. } | Heart::Op(Op::ConvTranspose { .. }) => reduced("naive", region, target, facts),
         _ => vec![],
     }
 }

@@ -380,7 +380,7 @@ impl<'r> Rows<'r> {
 }
 
 /// The accumulators of all threads of a row as one, known to each of them; always combined in the same order.
-fn across_threads(b: &mut Builder, f: &Fold, mut acc: Vec<Val>, me: Val, threads: i64, shared: &[Buf]) -> Vec<Val> {
+pub fn across_threads(b: &mut Builder, f: &Fold, mut acc: Vec<Val>, me: Val, threads: i64, shared: &[Buf]) -> Vec<Val> {
     for distance in [16, 8, 4, 2, 1] {
         let lane = b.index(distance);
         let other: Vec<Val> = acc.iter().map(|v| b.shfl(ShflKind::Xor, *v, lane)).collect();

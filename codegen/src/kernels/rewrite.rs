@@ -1,6 +1,6 @@
-//! Contractions, convolutions and pools written as row programs: what runs them when no tuned family does.
+//! Contractions, convolutions (transposed ones too) and pools written as row programs: what runs them when no tuned family does.
 use pavage_ir::{
-    DType, Dim, Expr, ExprId, Heart, Real, Region, Scalar, ScalarFn,
+    DType, Dim, Expr, ExprId, Heart, Op, Real, Region, Scalar, ScalarFn,
     attr::{Layout, PoolFn, ReduceFn},
     dim::Atom,
     region::{Stage, StageFn, Window},
@@ -8,7 +8,7 @@ use pavage_ir::{
 };
 use std::collections::HashMap;
 
-/// The same region with a heart of kind reduce, or `None` for hearts that are none of the three.
+/// The same region with a heart of kind reduce, or `None` for hearts that are none of these.
 pub fn as_reduce(region: &Region) -> Option<Region> {
     match &region.heart {
         Heart::Contract { k, lhs, rhs, acc } => {
@@ -74,6 +74,54 @@ pub fn as_reduce(region: &Region) -> Option<Region> {
                 out.push(Expr::Cast(mean), dtype)
             }))
         }
+        Heart::Op(Op::ConvTranspose { strides, dilations, lo, groups, layout, .. }) => {
+            let (x, w) = (&region.args[0], &region.args[1]);
+            let spatial = x.rank() - 2;
+            let kernel: Vec<i64> = w.shape[2..].iter().map(Dim::as_const).collect::<Option<_>>()?;
+            let (channel, first) = if *layout == Layout::ChannelsFirst { (1, 2) } else { (x.rank() - 1, 1) };
+            let per_group = x.shape[channel].div(&Dim::from(*groups));
+            // Without dilation, the taps that meet an output are a stride apart.
+            let reach = |i: usize| if dilations[i] == 1 { (kernel[i] + strides[i] as i64 - 1) / strides[i] as i64 } else { kernel[i] };
+            let taps = (0..spatial).map(|i| Dim::from(reach(i))).chain([per_group.clone()]).collect();
+            let mut out = shell(region, taps);
+            let (all, parallel) = (out.axes(), out.space.len());
+            let c = Dim::axis(parallel + spatial);
+            let group = Dim::axis(channel).div_in(&w.shape[1], &all);
+            let from = group * per_group + c;
+            let mut at: Vec<Dim> = (0..x.rank()).map(Dim::axis).collect();
+            at[channel] = from.clone();
+            let mut tap = vec![from, Dim::axis(channel).mod_in(&w.shape[1], &all)];
+            let mut inside = None;
+            for i in 0..spatial {
+                let (stride, t) = (Dim::from(strides[i]), Dim::axis(parallel + i));
+                let y = Dim::axis(first + i) + Dim::from(lo[i]);
+                let (q, k) = if dilations[i] == 1 {
+                    (y.div_in(&stride, &all) - t.clone(), y.mod_in(&stride, &all) + t * stride)
+                } else {
+                    let meets = y - t.clone() * Dim::from(dilations[i]);
+                    let rest = out.push(Expr::Index(meets.mod_in(&stride, &all)), DType::I64);
+                    let zero = out.constant(Scalar::I(0), DType::I64);
+                    let even = out.push(Expr::Call(ScalarFn::Eq, vec![rest, zero]), DType::Bool);
+                    inside = both(&mut out, inside, even);
+                    (meets.div_in(&stride, &all), t)
+                };
+                inside = within(&mut out, inside, &q, &x.shape[first + i]);
+                inside = within(&mut out, inside, &k, &w.shape[2 + i]);
+                at[first + i] = q;
+                tap.push(k);
+            }
+            let acc = if x.dtype.is_float() { wide(x.dtype) } else { region.outputs[0].ty.dtype };
+            let (xt, wt) = (x.dtype, w.dtype);
+            let x = out.push(Expr::Load { arg: 0, index: at, guard: inside }, xt);
+            let w = out.push(Expr::Load { arg: 1, index: tap, guard: inside }, wt);
+            let product = product(&mut out, x, w, acc);
+            let product = only_inside(&mut out, inside, product, Scalar::I(0));
+            let dtype = region.outputs[0].ty.dtype;
+            Some(finish(region, out, vec![Stage { f: StageFn::Fold(ReduceFn::Sum), expr: product }], &|out| {
+                let sum = out.push(Expr::Acc(0), acc);
+                cast(out, sum, dtype)
+            }))
+        }
         _ => None,
     }
 }
@@ -129,23 +177,32 @@ fn only_inside(out: &mut Region, inside: Option<ExprId>, v: ExprId, otherwise: S
 fn window_at(out: &mut Region, window: &Window, rank: usize, input: &[Dim]) -> (Vec<Dim>, Option<ExprId>) {
     let first = if window.layout == Layout::ChannelsFirst { 2 } else { 1 };
     let parallel = out.space.len();
-    let all = out.axes();
     let mut at: Vec<Dim> = (0..rank).map(Dim::axis).collect();
     let mut inside = None;
     for i in 0..rank - 2 {
         let pos = Dim::axis(first + i) * Dim::from(window.strides[i]) + Dim::axis(parallel + i) * Dim::from(window.dilations[i]) - Dim::from(window.lo[i]);
-        if !pos.within(&input[first + i], &all) {
-            let v = out.push(Expr::Index(pos.clone()), DType::I64);
-            let zero = out.constant(Scalar::I(0), DType::I64);
-            let n = out.push(Expr::Index(input[first + i].clone()), DType::I64);
-            let above = out.push(Expr::Call(ScalarFn::Ge, vec![v, zero]), DType::Bool);
-            let below = out.push(Expr::Call(ScalarFn::Lt, vec![v, n]), DType::Bool);
-            let here = out.push(Expr::Call(ScalarFn::And, vec![above, below]), DType::Bool);
-            inside = Some(inside.map_or(here, |g| out.push(Expr::Call(ScalarFn::And, vec![g, here]), DType::Bool)));
-        }
+        inside = within(out, inside, &pos, &input[first + i]);
         at[first + i] = pos;
     }
     (at, inside)
+}
+
+fn both(out: &mut Region, x: Option<ExprId>, y: ExprId) -> Option<ExprId> {
+    Some(x.map_or(y, |x| out.push(Expr::Call(ScalarFn::And, vec![x, y]), DType::Bool)))
+}
+
+/// `guard`, and whether `0 <= at < n` where that is not certain.
+fn within(out: &mut Region, guard: Option<ExprId>, at: &Dim, n: &Dim) -> Option<ExprId> {
+    if at.within(n, &out.axes()) {
+        return guard;
+    }
+    let v = out.push(Expr::Index(at.clone()), DType::I64);
+    let zero = out.constant(Scalar::I(0), DType::I64);
+    let n = out.push(Expr::Index(n.clone()), DType::I64);
+    let above = out.push(Expr::Call(ScalarFn::Ge, vec![v, zero]), DType::Bool);
+    let below = out.push(Expr::Call(ScalarFn::Lt, vec![v, n]), DType::Bool);
+    let guard = both(out, guard, above);
+    both(out, guard, below)
 }
 
 /// Copy an expression of `from`, its axis `i` being `axes[i]`, every load under `guard` too.

@@ -5,7 +5,10 @@ use pavage_codegen::{
     targets::Target,
     tile::Kernel,
 };
-use pavage_ir::{Binding, DType, Dim, Expr, ExprId, Region, Scalar, ScalarFn, Schedule, Tensor, TensorType, region::RegionOutput, region_eval::eval_region};
+use pavage_ir::{
+    Binding, DType, Dim, Expr, ExprId, Heart, Op, Region, Scalar, ScalarFn, Schedule, Tensor, TensorType, op::TypeArgs, region::RegionOutput,
+    region_eval::eval_region,
+};
 
 /// A region with data.
 pub(crate) struct Case {
@@ -166,4 +169,19 @@ pub(crate) fn size(n: i64, noise: &mut Noise, binding: &mut Binding) -> Dim {
 
 pub(crate) fn pick<T: Clone>(noise: &mut Noise, of: &[T]) -> T {
     of[(noise.bits() % of.len() as u64) as usize].clone()
+}
+
+/// A region of one opaque op on operands of these types.
+pub(crate) fn op_region(op: Op, args: Vec<TensorType>) -> Region {
+    let types: Vec<&TensorType> = args.iter().collect();
+    let results = op.infer(TypeArgs { types: &types, bodies: &[] }).unwrap_or_else(|e| panic!("{op}: {e}"));
+    let mut r = Region::new(op.mnemonic(), results[0].shape.clone());
+    r.args = args;
+    for (i, ty) in results.into_iter().enumerate() {
+        let expr = r.push(Expr::Acc(i as u32), ty.dtype);
+        let index = (0..ty.rank()).map(Dim::axis).collect();
+        r.outputs.push(RegionOutput { ty, expr, index });
+    }
+    r.heart = Heart::Op(op);
+    r
 }

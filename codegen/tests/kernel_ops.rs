@@ -1,0 +1,155 @@
+//! Ops that stay one op: compiled for this machine, against their evaluators.
+mod common;
+use common::{
+    Noise,
+    regions::{Case, check_cpu, op_region, pick, size, ty},
+};
+use pavage_ir::{
+    Binding, DType, Dim, Op, Real, Scalar, Tensor,
+    attr::{CoordMode, Layout, NearestMode, ReduceFn, ResizeMode},
+    dim::{Atom, Sym},
+};
+
+fn dims(v: &[i64]) -> Vec<Dim> {
+    v.iter().map(|n| Dim::from(*n)).collect()
+}
+
+#[test]
+fn cumulative() {
+    let mut noise = Noise(21);
+    let mut cases = vec![];
+    for axis in [0usize, 1, 2] {
+        for (exclusive, reverse) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut binding = Binding::default();
+            let shape: Vec<Dim> = [3i64, 7, 19].into_iter().map(|n| size(n, &mut noise, &mut binding)).collect();
+            let f = pick(&mut noise, &[ReduceFn::Sum, ReduceFn::Prod]);
+            let dtype = pick(&mut noise, &[DType::F32, DType::I64, DType::F64, DType::I32]);
+            let op = Op::Cumulative { f, axis, exclusive, reverse };
+            cases.push(Case { tolerance: 1e-4, ..Case::new(op_region(op, vec![ty(dtype, &shape)]), binding, &mut noise) });
+        }
+    }
+    check_cpu(&cases);
+}
+
+#[test]
+fn topk() {
+    let mut noise = Noise(22);
+    let mut cases = vec![];
+    for i in 0..18 {
+        let mut binding = Binding::default();
+        let n = pick(&mut noise, &[5i64, 16, 37, 40]);
+        let shape: Vec<Dim> = [3, n, if i % 3 == 0 { 4 } else { 1 }].into_iter().map(|n| size(n, &mut noise, &mut binding)).collect();
+        let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::I64, DType::F16]);
+        let k = pick(&mut noise, &[1i64, 3, 5]);
+        let op = Op::TopK { axis: 1, k: Dim::from(k), largest: i % 2 == 0 };
+        let mut case = Case::new(op_region(op, vec![ty(dtype, &shape)]), binding, &mut noise);
+        if dtype == DType::F32 {
+            let of = case.args[0].shape().to_vec();
+            let count = case.args[0].count();
+            let values: Vec<f32> = (0..count)
+                .map(|_| match noise.bits() % 9 {
+                    0 => f32::NEG_INFINITY,
+                    1 => f32::INFINITY,
+                    2 if i > 9 => f32::NAN,
+                    v => (v % 3) as f32,
+                })
+                .collect();
+            case.args = vec![Tensor::from_f32(of, &values)];
+        }
+        cases.push(case);
+    }
+    check_cpu(&cases);
+}
+
+#[test]
+fn nonzero() {
+    let mut noise = Noise(23);
+    let mut cases = vec![];
+    for dtype in [DType::Bool, DType::F32, DType::I64] {
+        let sym = Sym { name: "found".into(), min: 0, max: None };
+        let mut case = Case::new(op_region(Op::NonZero { sym: sym.clone() }, vec![ty(dtype, &dims(&[3, 5, 7]))]), Binding::default(), &mut noise);
+        let values = (0..105).map(|_| Scalar::I(i128::from(noise.bits() % 3 == 0)));
+        case.args = vec![Tensor::from_scalars(dtype, [3, 5, 7], values)];
+        let found = (0..105).filter(|i| case.args[0].get(*i).b()).count();
+        case.binding.0.insert("found".into(), found as i64);
+        assert_eq!(case.region.outputs[0].ty.shape[1], Dim::from(Atom::Sym(sym)));
+        cases.push(case);
+    }
+    check_cpu(&cases);
+}
+
+#[test]
+fn conv_transpose() {
+    let mut noise = Noise(24);
+    let mut cases = vec![];
+    for i in 0..16 {
+        let layout = pick(&mut noise, Layout::ALL);
+        let groups = pick(&mut noise, &[1usize, 1, 2]);
+        let (c, o) = (groups as i64 * 3, pick(&mut noise, &[1i64, 4]));
+        let image = [pick(&mut noise, &[4i64, 6]), pick(&mut noise, &[3i64, 9])];
+        let x = match layout {
+            Layout::ChannelsFirst => dims(&[2, c, image[0], image[1]]),
+            Layout::ChannelsLast => dims(&[2, image[0], image[1], c]),
+        };
+        let w = dims(&[c, o, pick(&mut noise, &[1, 2, 3]), pick(&mut noise, &[2, 4])]);
+        let two = |noise: &mut Noise, of: &[usize]| vec![pick(noise, of), pick(noise, of)];
+        let op = Op::ConvTranspose {
+            strides: two(&mut noise, &[1, 2, 3]),
+            dilations: two(&mut noise, if i % 4 == 0 { &[1, 2] } else { &[1] }),
+            lo: vec![pick(&mut noise, &[0, 1]), 0],
+            hi: vec![0, pick(&mut noise, &[0, 1])],
+            extra: vec![0, pick(&mut noise, &[0, 1])],
+            groups,
+            layout,
+        };
+        let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16]);
+        cases.push(Case { tolerance: 2e-5, ..Case::new(op_region(op, vec![ty(dtype, &x), ty(dtype, &w)]), Binding::default(), &mut noise) });
+    }
+    check_cpu(&cases);
+}
+
+#[test]
+fn resize() {
+    let mut noise = Noise(25);
+    let mut cases = vec![];
+    for i in 0..40 {
+        let image = [pick(&mut noise, &[4i64, 7]), pick(&mut noise, &[5i64, 8])];
+        let scales = [pick(&mut noise, &[2.0, 1.0, 0.5, 1.7]), pick(&mut noise, &[2.0, 3.0, 0.6, 1.3])];
+        let last = i % 2 == 0;
+        let first = if last { 1 } else { 2 };
+        let shape = if last { dims(&[2, image[0], image[1], 5]) } else { dims(&[2, 3, image[0], image[1]]) };
+        let mut sizes = shape.clone();
+        let mut all = vec![Real::new(1.0); 4];
+        for k in 0..2 {
+            all[first + k] = Real::new(scales[k]);
+            sizes[first + k] = Dim::from(((image[k] as f64) * scales[k]).floor() as i64);
+        }
+        let mode = pick(&mut noise, ResizeMode::ALL);
+        let coord = pick(&mut noise, CoordMode::ALL);
+        let op = Op::Resize {
+            mode,
+            coord,
+            nearest: pick(&mut noise, NearestMode::ALL),
+            sizes,
+            scales: all,
+            cubic_a: Real::new(-0.75),
+            outside: Real::new(2.5),
+            antialias: mode != ResizeMode::Nearest && noise.bits() % 3 == 0,
+            exclude: noise.bits() % 3 == 0,
+        };
+        let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16, DType::F64]);
+        let mut args = vec![ty(dtype, &shape)];
+        if coord == CoordMode::TfCrop {
+            args.push(ty(DType::F32, &dims(&[8])));
+        }
+        let mut case = Case::new(op_region(op, args), Binding::default(), &mut noise);
+        if coord == CoordMode::TfCrop {
+            let mut roi = vec![0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0];
+            roi[first] = 0.125;
+            roi[first + 5] = 1.25;
+            case.args[1] = Tensor::from_f32([8], &roi);
+        }
+        cases.push(Case { tolerance: 1e-4, ..case });
+    }
+    check_cpu(&cases);
+}
