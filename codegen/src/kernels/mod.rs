@@ -20,8 +20,11 @@ pub mod pack;
 pub mod reduce;
 pub mod resize;
 pub mod rewrite;
+pub mod rnn;
+pub mod scatter;
 pub mod sort;
 pub mod space;
+pub mod tree;
 
 use crate::{targets::Target, tile};
 use pavage_ir::{DType, Dim, Region, Schedule, Tensor};
@@ -190,6 +193,9 @@ pub const FAMILIES: &[Family] = &[
     cumulative::FAMILY,
     sort::TOPK,
     sort::NONZERO,
+    rnn::FAMILY,
+    scatter::FAMILY,
+    tree::FAMILY,
 ];
 
 /// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
