@@ -1,2 +1,6 @@
-//! The `pavage` binary.
-fn main() {}
+//! The `pavage` binary: `cli/` has one file a verb.
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -137,7 +137,14 @@ def train(x, y):
 
 def export(p, path):
     def conv_node(n, x):
-        return helper.make_node("Conv", [x, f"conv{n}.weight", f"conv{n}.bias"], [f"conv{n}"], name=f"conv{n}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        return helper.make_node(
+            "Conv",
+            [x, f"conv{n}.weight", f"conv{n}.bias"],
+            [f"conv{n}"],
+            name=f"conv{n}",
+            kernel_shape=[3, 3],
+            pads=[1, 1, 1, 1],
+        )
 
     def relu(x):
         return helper.make_node("Relu", [x], [x + "_relu"], name=x + "_relu")
@@ -162,7 +169,9 @@ def export(p, path):
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
         [numpy_helper.from_array(w, name) for name, w in p.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="train_digits")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="train_digits"
+    )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -177,7 +186,9 @@ def main():
     HERE.mkdir(parents=True, exist_ok=True)
     export(p, HERE / "digits.onnx")
     # Sixteenths, exact in 8 bits, keep the file small.
-    np.savez_compressed(HERE / "digits_test.npz", image16=np.round(x_test * 16).astype(np.uint8), label=y_test.astype(np.uint8))
+    np.savez_compressed(
+        HERE / "digits_test.npz", image16=np.round(x_test * 16).astype(np.uint8), label=y_test.astype(np.uint8)
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+//! `pavage compile`: a model to an artifact.
+use super::load::opt_level;
+use super::progress::{Bar, Dumps};
+use super::{Done, Failure, remark, say, say_json, text};
+use clap::ValueEnum;
+use pavage::{CompileOptions, Emit, Fallback, OptLevel, ShapeArg, Source, Verify, compile};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// `pavage compile`
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The model: ONNX, or IR text (.ir).
+    model: PathBuf,
+    /// Where the artifact goes; the model's name with .pav by default. With --emit: where the text goes.
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// native, x86-64-v3, x86-64-v4, sm_80, sm_90a. Repeat it for an artifact that runs on several.
+    #[arg(long = "target", value_delimiter = ',', default_value = "native")]
+    targets: Vec<String>,
+    /// Fix a size (batch=1) or an input's shape (x=1x3x224x224). Others are left to run time.
+    #[arg(long = "shape", value_name = "NAME=SIZE")]
+    shapes: Vec<ShapeArg>,
+    /// Plans to make.
+    #[arg(long, value_delimiter = ',', default_value = "fused,unfused")]
+    plans: Vec<String>,
+    /// How much work the optimiser does.
+    #[arg(short = 'O', default_value = "2", value_parser = opt_level)]
+    opt_level: OptLevel,
+    /// Print the graph after a pass, or after all.
+    #[arg(long, value_name = "PASS|all", value_delimiter = ',')]
+    dump_after: Vec<String>,
+    /// Write these dumps to numbered files in a folder.
+    #[arg(long, value_name = "FOLDER", requires = "dump_after")]
+    dump_dir: Option<PathBuf>,
+    /// Print a stage instead of writing an artifact.
+    #[arg(long)]
+    emit: Option<EmitArg>,
+    /// Check each fused kernel against the reference evaluator.
+    #[arg(long)]
+    verify: bool,
+    /// Fail where work would run without a kernel of its own.
+    #[arg(long)]
+    deny_fallback: bool,
+    /// Threads of the compiler; 0 for one a core. The artifact does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--emit`
+#[derive(Clone, Copy, ValueEnum)]
+enum EmitArg {
+    /// The graph, as IR text.
+    Ir,
+    /// MLIR of each kernel.
+    Mlir,
+    /// LLVM IR of each kernel.
+    Llvm,
+    /// Assembly of the CPU code.
+    Asm,
+    /// PTX of the GPU code.
+    Ptx,
+}
+
+impl From<EmitArg> for Emit {
+    fn from(arg: EmitArg) -> Self {
+        match arg {
+            EmitArg::Ir => Emit::Ir,
+            EmitArg::Mlir => Emit::Mlir,
+            EmitArg::Llvm => Emit::Llvm,
+            EmitArg::Asm => Emit::Asm,
+            EmitArg::Ptx => Emit::Ptx,
+        }
+    }
+}
+
+/// `pavage compile`
+pub(crate) fn main(args: &Args) -> Done {
+    let dumps = args.dump_dir.clone().map_or(Dumps::Stderr, Dumps::Folder);
+    let bar = Bar::new(dumps);
+    let start = Instant::now();
+    let compiled = compile(
+        Source::Path(&args.model),
+        &CompileOptions {
+            targets: args.targets.clone(),
+            shapes: args.shapes.clone(),
+            plans: args.plans.clone(),
+            opt_level: args.opt_level,
+            dump_after: args.dump_after.clone(),
+            emit: args.emit.map(Emit::from),
+            verify: if args.verify { Verify::Replay } else { Verify::Skip },
+            fallback: if args.deny_fallback { Fallback::Deny } else { Fallback::Allow },
+            threads: args.threads,
+            progress: Some(&bar),
+        },
+    );
+    if let Some(problem) = bar.finish() {
+        return Err(Failure::usage(problem));
+    }
+    let compiled = compiled?;
+    let took = start.elapsed();
+    if args.emit.is_some() {
+        let Some(path) = &args.output else {
+            say(&compiled.emitted);
+            return Ok(());
+        };
+        return std::fs::write(path, &compiled.emitted).map_err(|e| Failure::usage(format!("{}: {e}", path.display())));
+    }
+    let output = args.output.clone().unwrap_or_else(|| args.model.with_extension("pav"));
+    compiled.save(&output)?;
+    let artifact = compiled.open()?;
+    let plans: Vec<_> = artifact.manifest().plans.iter().collect();
+    if args.json {
+        let plan =
+            |p: &&pavage::runtime::plan::Plan| json!({"name": p.name, "target": p.target, "kernels": p.kernels.len(), "predicted_ms": p.predicted_ns / 1e6});
+        say_json(&json!({
+            "artifact": output.display().to_string(), "bytes": compiled.artifact.len(), "seconds": took.as_secs_f64(),
+            "plans": plans.iter().map(plan).collect::<Vec<_>>(), "notes": compiled.notes, "verified": args.verify,
+        }));
+        return Ok(());
+    }
+    compiled.notes.iter().for_each(remark);
+    let style = text::BOLD;
+    say(format!(
+        "{style}{}{style:#}: {}, {} for {}, in {}",
+        output.display(),
+        text::bytes(compiled.artifact.len() as f64),
+        plans.iter().map(|p| format!("{} ({})", p.name, text::count(p.kernels.len(), "kernel"))).collect::<Vec<_>>().join(", "),
+        args.targets.join(", "),
+        text::time(took.as_nanos() as f64),
+    ));
+    Ok(())
+}

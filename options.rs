@@ -1,0 +1,239 @@
+//! What to compile and how.
+use crate::{Artifact, Error};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// Where a model comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A file: ONNX, or IR text when it is called `*.ir`. External weights are read from its folder.
+    Path(&'a Path),
+    /// An ONNX file in memory.
+    Onnx(&'a [u8]),
+    /// A graph in IR text.
+    Ir(&'a str),
+}
+
+/// How much work the optimiser does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OptLevel {
+    /// Only what every plan needs.
+    O0,
+    /// Folding and plain passes.
+    O1,
+    /// Rules and fusion.
+    #[default]
+    O2,
+    /// The same with larger search limits.
+    O3,
+}
+
+/// A stage to print instead of an artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emit {
+    /// The graph after the passes, as IR text.
+    Ir,
+    /// MLIR of each kernel.
+    Mlir,
+    /// LLVM IR of each kernel.
+    Llvm,
+    /// Assembly of the CPU code.
+    Asm,
+    /// PTX of the GPU code.
+    Ptx,
+}
+
+/// Whether to check each kernel against the reference evaluator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Do not.
+    #[default]
+    Skip,
+    /// Replay each fused kernel on random data; a disagreement is an error.
+    Replay,
+}
+
+/// What to do with work that no kernel family covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// Run it on the device's reference path, and say so.
+    #[default]
+    Allow,
+    /// An error.
+    Deny,
+}
+
+/// A size that is fixed at compile time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShapeArg {
+    /// A named size: `batch=1`.
+    Size {
+        /// The size's name in the model.
+        name: String,
+        /// Its value.
+        value: i64,
+    },
+    /// The shape of an input: `x=1x3x224x224`, or `x=[5]`.
+    Input {
+        /// The input's name.
+        name: String,
+        /// Its extents.
+        dims: Vec<i64>,
+    },
+}
+
+impl FromStr for ShapeArg {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let help = || format!("`{s}`: a shape is NAME=2x3x224 or NAME=[2,3,224], a size NAME=8");
+        let (name, value) = s.rsplit_once('=').or_else(|| s.rsplit_once(':')).ok_or_else(help)?;
+        let number = |text: &str| match text.trim().parse::<i64>() {
+            Ok(n) if n >= 0 => Ok(n),
+            _ => Err(help()),
+        };
+        let name = name.to_string();
+        if let Some(inner) = value.strip_prefix('[').and_then(|v| v.strip_suffix(']')) {
+            let parts = inner.split([',', 'x']).filter(|p| !p.trim().is_empty());
+            return Ok(ShapeArg::Input { name, dims: parts.map(number).collect::<Result<_, _>>()? });
+        }
+        if value.contains('x') {
+            let dims = value.split('x').map(number).collect::<Result<_, _>>()?;
+            return Ok(ShapeArg::Input { name, dims });
+        }
+        Ok(ShapeArg::Size { name, value: number(value)? })
+    }
+}
+
+impl fmt::Display for ShapeArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ShapeArg::Size { name, value } => write!(f, "{name}={value}"),
+            ShapeArg::Input { name, dims } => {
+                let dims: Vec<String> = dims.iter().map(|d| d.to_string()).collect();
+                write!(f, "{name}=[{}]", dims.join(","))
+            }
+        }
+    }
+}
+
+/// Hears what a compilation is doing.
+pub trait Progress: Sync {
+    /// A stage has done `done` of `total` steps; `total` is 0 when it is not known.
+    fn stage(&self, stage: &str, done: usize, total: usize);
+
+    /// The graph after a pass that [`CompileOptions::dump_after`] names, as IR text.
+    fn dump(&self, pass: &str, text: &str);
+}
+
+/// How to compile.
+#[derive(Clone)]
+pub struct CompileOptions<'a> {
+    /// `native`, `x86-64-v3`, `x86-64-v4`, `sm_80`, `sm_90a`: code for each goes into the artifact.
+    pub targets: Vec<String>,
+    /// Sizes that are fixed; all others are left to run time.
+    pub shapes: Vec<ShapeArg>,
+    /// `fused`, `unfused`.
+    pub plans: Vec<String>,
+    /// How much work the optimiser does.
+    pub opt_level: OptLevel,
+    /// Passes whose result [`Progress::dump`] gets; `all` for each.
+    pub dump_after: Vec<String>,
+    /// A stage to print instead of an artifact.
+    pub emit: Option<Emit>,
+    /// Whether to check the kernels.
+    pub verify: Verify,
+    /// Whether work without a kernel is an error.
+    pub fallback: Fallback,
+    /// Threads of the compiler; 0 for one a core. The result does not depend on it.
+    pub threads: usize,
+    /// Who hears of it.
+    pub progress: Option<&'a dyn Progress>,
+}
+
+impl Default for CompileOptions<'_> {
+    fn default() -> Self {
+        CompileOptions {
+            targets: vec!["native".into()],
+            shapes: Vec::new(),
+            plans: vec!["fused".into(), "unfused".into()],
+            opt_level: OptLevel::default(),
+            dump_after: Vec::new(),
+            emit: None,
+            verify: Verify::default(),
+            fallback: Fallback::default(),
+            threads: 0,
+            progress: None,
+        }
+    }
+}
+
+impl CompileOptions<'_> {
+    /// The flags that decide what the artifact holds, as one would type them. They are kept in it.
+    pub fn flags(&self) -> Vec<String> {
+        let mut flags: Vec<String> = self.targets.iter().map(|t| format!("--target={t}")).collect();
+        flags.extend(self.shapes.iter().map(|s| format!("--shape={s}")));
+        flags.push(format!("--plans={}", self.plans.join(",")));
+        flags.push(format!("-{:?}", self.opt_level));
+        if self.fallback == Fallback::Deny {
+            flags.push("--deny-fallback".into());
+        }
+        flags
+    }
+}
+
+/// A compiled model.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The artifact, as its file's bytes; empty when a stage was to be printed instead.
+    pub artifact: Vec<u8>,
+    /// The text of the stage that [`CompileOptions::emit`] names.
+    pub emitted: String,
+    /// What a user should know: sizes assumed, work without a kernel, limits hit.
+    pub notes: Vec<String>,
+}
+
+impl Compiled {
+    /// Opens the artifact where it is, in memory.
+    pub fn open(&self) -> Result<Artifact, Error> {
+        Ok(Artifact::from_bytes(&self.artifact)?)
+    }
+
+    /// Writes the artifact: complete or, on an error, not at all.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        write_whole(path, &self.artifact).map_err(|source| pavage_runtime::Error::Io { path: path.into(), source }.into())
+    }
+}
+
+/// Writes a file under another name, then renames it.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(name);
+    let done = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
+    if done.is_err() {
+        std::fs::remove_file(&part).ok();
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_read_as_they_are_printed() {
+        let input = |name: &str, dims: &[i64]| ShapeArg::Input { name: name.into(), dims: dims.into() };
+        assert_eq!("x=1x3x8".parse(), Ok(input("x", &[1, 3, 8])));
+        assert_eq!("x:1x3".parse(), Ok(input("x", &[1, 3])));
+        assert_eq!("in:0=[5]".parse(), Ok(input("in:0", &[5])));
+        assert_eq!("sr=[]".parse(), Ok(input("sr", &[])));
+        assert_eq!("batch=4".parse(), Ok(ShapeArg::Size { name: "batch".into(), value: 4 }));
+        for bad in ["", "x", "x=", "x=1xx2", "x=-1", "x=[1,b]", "x=99999999999999999999"] {
+            assert!(bad.parse::<ShapeArg>().is_err(), "{bad}");
+        }
+        for good in ["x=[1,3,8]", "batch=4", "sr=[]"] {
+            assert_eq!(good.parse::<ShapeArg>().unwrap().to_string(), good);
+        }
+    }
+}
