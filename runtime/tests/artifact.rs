@@ -98,6 +98,36 @@ fn is_version(at: usize) -> bool {
 }
 
 #[test]
+fn a_hostile_table_of_contents_never_panics() {
+    // Numbers in the table changed, and its checksum made right again.
+    let bytes = small_bytes();
+    let rows = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let values = [0, 1, 47, 63, 64, 4095, 4096, 8192, bytes.len() as u64, u64::from(u32::MAX), u64::MAX - 4095, u64::MAX];
+    for row in 0..rows {
+        for field in [0, 8, 16] {
+            for value in values {
+                let mut bad = bytes.clone();
+                let at = 64 + row * 48 + field;
+                let width = if field == 0 { 4 } else { 8 };
+                bad[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&bad[..24]).update(&bad[64..64 + rows * 48]);
+                bad[24..40].copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+                if let Ok(artifact) = Artifact::from_bytes(&bad) {
+                    artifact.verify().ok();
+                    artifact.session(Device::Null, Options::default()).ok();
+                }
+            }
+        }
+    }
+    for count in [0u32, 1, 2, 4, 5, 1 << 16, u32::MAX] {
+        let mut bad = bytes.clone();
+        bad[12..16].copy_from_slice(&count.to_le_bytes());
+        assert!(Artifact::from_bytes(&bad).is_err());
+    }
+}
+
+#[test]
 fn mutated_manifests_never_panic() {
     // Changes inside the manifest with its checksum made right again: what a hostile file can do.
     let (_, manifest) = small_model();
