@@ -396,3 +396,37 @@ fn convolutions_of_every_shape_are_right() {
     }
     check(&cases, "conv_cpu");
 }
+
+#[test]
+fn depthwise_convolutions_are_right() {
+    let mut noise = Noise(17);
+    let mut cases = vec![];
+    for i in 0..48 {
+        let mut size = |from: u64, to: u64| (from + noise.bits() % (to - from + 1)) as usize;
+        let spatial = if i % 6 == 5 { 1 } else { 2 };
+        let mut list = |from: u64, to: u64| -> Vec<usize> { (0..spatial).map(|_| size(from, to)).collect() };
+        let kernel = if i % 3 == 0 { vec![3 + 2 * (i / 3 % 2); spatial] } else { list(1, 5) };
+        let strides = if i % 3 == 0 { vec![1 + i % 2; spatial] } else { list(1, 3) };
+        let dilations = if i % 5 == 4 { list(1, 3) } else { vec![1; spatial] };
+        let pads: Vec<usize> = if i % 7 == 6 { vec![0; 2 * spatial] } else { list(0, 3).into_iter().chain(list(0, 3)).collect() };
+        let sizes: Vec<usize> = (0..spatial).map(|a| (kernel[a] - 1) * dilations[a] + 1).zip(list(0, 24)).map(|(reach, more)| reach + more).collect();
+        let dtype = [DType::F32, DType::F32, DType::F16, DType::I8][i / 2 % 4];
+        let conv = Convolution {
+            n: 1 + i % 2,
+            size: sizes,
+            c: 1,
+            o: 1,
+            groups: size(2, 40),
+            kernel,
+            strides,
+            dilations,
+            lo: pads[..spatial].iter().map(|p| *p as i64).collect(),
+            hi: pads[spatial..].iter().map(|p| *p as i64).collect(),
+            dtype,
+            fused: if dtype == DType::I8 { i % 2 * 2 } else { i % 4 },
+            symbols: i % 4 == 1,
+        };
+        cases.push(conv.case(&mut noise));
+    }
+    check(&cases, "depthwise_cpu");
+}

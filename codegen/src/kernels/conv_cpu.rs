@@ -503,7 +503,8 @@ impl Cx<'_> {
         let column = b.mul_i(at.vector, lanes as i64);
         let group_start = b.mul_i(at.group, conv.o as i64);
         let column = b.add(column, group_start);
-        let columns = End { at: b.add_i(group_start, conv.o as i64), aligned: conv.groups == 1 || conv.o % lanes == 0 };
+        let columns =
+            End { at: b.add_i(group_start, conv.o as i64), aligned: conv.groups == 1 || conv.o.is_multiple_of(lanes), partial: !conv.o.is_multiple_of(lanes) };
         let rows = match conv.ow.as_const() {
             Some(n) => Rows::Fixed(n as usize),
             None => Rows::Counted(self.ow),

@@ -557,11 +557,13 @@ impl Cx<'_> {
                 Left { buf, base, row, step: one }
             }
         };
-        let masked = matches!(self.right, RightFrom::Memory { .. }).then(|| {
+        let partial = self.gemm.n().as_const().is_none_or(|n| n % lanes != 0);
+        let masked = (partial && matches!(self.right, RightFrom::Memory { .. })).then(|| {
             let count = b.sub(self.n, column);
             let need = b.index((class.nv * self.lanes) as i64);
             (count, b.ge(count, need))
         });
+        let columns = End { at: self.n, aligned: true, partial };
         micro::cover(b, rows, class.mr, &mut |b, mr, row| {
             let tile = Tile { mr, nv: class.nv, lanes: self.lanes, math: self.gemm.math, unroll: self.unroll.max(1) };
             let from = b.mul(row, left.row);
@@ -575,7 +577,7 @@ impl Cx<'_> {
             let mut axes = batch.to_vec();
             axes.push(b.add(row0, row));
             axes.push(column);
-            micro::write(b, env, tile, &acc, &axes, k_axis - 2, End { at: self.n, aligned: true });
+            micro::write(b, env, tile, &acc, &axes, k_axis - 2, columns);
         });
     }
 

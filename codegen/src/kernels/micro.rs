@@ -194,6 +194,8 @@ pub(super) struct End {
     pub(super) at: Val,
     /// Whether tiles start at multiples of their vectors' lanes.
     pub(super) aligned: bool,
+    /// Whether a tile may reach beyond the end.
+    pub(super) partial: bool,
 }
 
 /// Evaluate and write the region's outputs for a tile. `axes` are the parallel axes' values, axis `row_axis` at the tile's
@@ -201,8 +203,6 @@ pub(super) struct End {
 pub(super) fn write(b: &mut Builder, env: &mut Env<'_>, tile: Tile, acc: &[Val], axes: &[Val], row_axis: usize, columns: End) {
     let column_axis = axes.len() - 1;
     let first = axes[column_axis];
-    let end = b.add_i(first, (tile.nv * tile.lanes) as i64);
-    let whole = b.le(end, columns.at);
     let mut all = |b: &mut Builder, tail: bool| {
         let roots: Vec<ExprId> = env.region.outputs.iter().map(|o| o.expr).collect();
         let points: Vec<Point> = (0..tile.nv)
@@ -226,14 +226,12 @@ pub(super) fn write(b: &mut Builder, env: &mut Env<'_>, tile: Tile, acc: &[Val],
             }
         }
     };
-    b.if_(
-        whole,
-        |b| {
-            all(b, false);
-            vec![]
-        },
-        |_| vec![],
-    );
+    if !columns.partial {
+        return all(b, false);
+    }
+    let end = b.add_i(first, (tile.nv * tile.lanes) as i64);
+    let whole = b.le(end, columns.at);
+    b.when(whole, |b| all(b, false));
     let part = b.not(whole);
     b.when(part, |b| all(b, true));
 }

@@ -6,6 +6,7 @@
 pub mod conv_cpu;
 pub mod cost;
 pub mod cumulative;
+pub mod depthwise_cpu;
 pub mod elementwise;
 pub mod expr;
 mod flat;
@@ -186,6 +187,7 @@ pub const FAMILIES: &[Family] = &[
     elementwise::FAMILY,
     reduce::FAMILY,
     gemm_cpu::FAMILY,
+    depthwise_cpu::FAMILY,
     conv_cpu::FAMILY,
     naive::POOL,
     naive::FAMILY,
