@@ -2,6 +2,7 @@
 //!
 //! usage: gpu_kernels FOLDER
 use pavage_codegen::compile;
+use pavage_codegen::kernels::flash::{self, Attention, FlashTiles};
 use pavage_codegen::kernels::hopper_gemm::{self, Rhs, Tiles};
 use pavage_codegen::targets::Target;
 use pavage_codegen::tile::Kernel;
@@ -33,6 +34,15 @@ fn gemm(name: &str, dtype: DType, out: DType, rhs: Rhs, tiles: Tiles, batched: b
     Case { kernel: hopper_gemm::plain(name, dtype, out, rhs, tiles, batched), fields }
 }
 
+fn attention(name: &str, dtype: DType, depth: u64, causal: bool, tiles: FlashTiles) -> Case {
+    let att = Attention { depth, scale: 1.0 / (depth as f64).sqrt(), causal };
+    let fields = format!(
+        "\"kind\": \"flash\", \"dtype\": \"{dtype}\", \"d\": {depth}, \"causal\": {causal}, \"bm\": {}, \"check\": [[1,2,128,0],[1,3,384,0],[2,3,1000,0],[1,2,4096,0],[1,2,2000,1],[1,1,77,0]], \"time\": [[2,16,8192,0],[8,16,2048,0],[32,12,384,0]]",
+        tiles.queries()
+    );
+    Case { kernel: flash::plain(name, dtype, att, tiles), fields }
+}
+
 fn cases() -> Vec<Case> {
     let big = Tiles { bn: 256, stages: 3, cluster: 2, group: 8 };
     let single = Tiles { cluster: 1, ..big };
@@ -45,6 +55,12 @@ fn cases() -> Vec<Case> {
         gemm("gemm_bf16_kn_narrow", DType::BF16, DType::BF16, Rhs::Kn, narrow, false),
         gemm("gemm_bf16_kn_f32", DType::BF16, DType::F32, Rhs::Kn, big, false),
         gemm("gemm_f16_kn_batched", DType::F16, DType::F16, Rhs::Kn, narrow, true),
+        attention("flash_bf16_d128", DType::BF16, 128, false, FlashTiles::best(128, false)),
+        attention("flash_bf16_d128_turns", DType::BF16, 128, false, FlashTiles { pingpong: true, ..FlashTiles::best(128, false) }),
+        attention("flash_f16_d64", DType::F16, 64, false, FlashTiles::best(64, false)),
+        attention("flash_f16_d64_free", DType::F16, 64, false, FlashTiles { pingpong: false, ..FlashTiles::best(64, false) }),
+        attention("flash_bf16_d128_causal", DType::BF16, 128, true, FlashTiles::best(128, true)),
+        attention("flash_f16_d64_causal", DType::F16, 64, true, FlashTiles::best(64, true)),
     ]
 }
 

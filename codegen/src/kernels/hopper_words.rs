@@ -1,5 +1,6 @@
 //! Writing Hopper words: the vocabulary that `hopper_gemm` and `flash` share.
-use crate::tile::hopper::{HopperWord as H, Major};
+use crate::tile::hopper::{HopperWord as H, Major, Vary};
+use crate::tile::op::ReduceFn;
 use crate::tile::{Block, Buf, Builder, Op, Ty, Val};
 use pavage_ir::{DType, Scalar};
 
@@ -117,11 +118,32 @@ pub(crate) fn wgmma(b: &mut Builder, a: Operand, rhs: Operand, major: Major, k: 
     gives(b, word, &args, &[a.buf, rhs.buf], acc_ty(n))
 }
 
+/// `acc + a * b` with `a` a fragment of 16-bit elements.
+pub(crate) fn wgmma_frag(b: &mut Builder, a: Val, rhs: Operand, major: Major, k: u64, n: u64, acc: Val) -> Val {
+    let word = H::Wgmma { n: n as u16, k: k as u16, zero: false, major, a_panel: 0, b_panel: rhs.panel as u32 };
+    gives(b, word, &[a, rhs.index, acc], &[rhs.buf], acc_ty(n))
+}
+
 /// Columns `from..from + len` of an accumulator.
 pub(crate) fn columns(b: &mut Builder, acc: Val, from: u64, len: u64) -> Val {
     let d = b.ty(acc).dtype();
     let lanes: Vec<Val> = (from / 2..(from + len) / 2).map(|i| b.extract(acc, i as usize)).collect();
     b.pack(&lanes, Ty::Frag(d, (len / 2) as u16))
+}
+
+pub(crate) fn row_reduce(b: &mut Builder, with: ReduceFn, quad: bool, acc: Val) -> Val {
+    gives(b, H::RowReduce { with, quad }, &[acc], &[], Ty::Frag(DType::F32, 2))
+}
+
+/// A row fragment's values in every column of `like`.
+pub(crate) fn spread(b: &mut Builder, rows: Val, like: Ty) -> Val {
+    let d = b.ty(rows).dtype();
+    gives(b, H::RowSpread, &[rows], &[], like.with(d))
+}
+
+pub(crate) fn ex2(b: &mut Builder, x: Val) -> Val {
+    let ty = b.ty(x);
+    gives(b, H::Ex2, &[x], &[], ty)
 }
 
 /// Where a fragment lies in a matrix in global memory.
@@ -145,6 +167,11 @@ impl Place {
     fn args(self) -> [Val; 6] {
         [self.base, self.row, self.col, self.rows, self.cols, self.stride]
     }
+}
+
+pub(crate) fn acc_load(b: &mut Builder, buf: Buf, place: Place, vary: Vary, pairs: bool, lanes: u16) -> Val {
+    let d = b.dtype(buf);
+    gives(b, H::AccLoad { vary, pairs }, &place.args(), &[buf], Ty::Frag(d, lanes))
 }
 
 pub(crate) fn acc_store(b: &mut Builder, buf: Buf, v: Val, place: Place, pairs: bool) {

@@ -10,6 +10,7 @@ pub mod depthwise_cpu;
 pub mod elementwise;
 pub mod expr;
 mod flat;
+pub mod flash;
 pub mod fold;
 pub mod gemm_cpu;
 pub mod hopper_gemm;
