@@ -4,6 +4,8 @@
 use pavage_codegen::compile;
 use pavage_codegen::kernels::flash::{self, Attention, FlashTiles};
 use pavage_codegen::kernels::hopper_gemm::{self, Rhs, Tiles};
+use pavage_codegen::kernels::hopper_samples::{self, Tail};
+use pavage_codegen::kernels::{self, ArgFacts};
 use pavage_codegen::targets::Target;
 use pavage_codegen::tile::Kernel;
 use pavage_ir::DType;
@@ -26,12 +28,33 @@ fn gemm(name: &str, dtype: DType, out: DType, rhs: Rhs, tiles: Tiles, batched: b
     } else {
         "[[1024,1024,1024,1],[2048,2048,2048,1],[4096,4096,4096,1],[8192,8192,8192,1],[4096,3072,768,1]]"
     };
+    let params = if batched { "[\"m\", \"n\", \"k\", \"l\"]" } else { "[\"m\", \"n\", \"k\"]" };
     let rhs_name = if rhs == Rhs::Kn { "kn" } else { "nk" };
     let fields = format!(
-        "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{out}\", \"rhs\": \"{rhs_name}\", \"cluster\": {}, \"batched\": {batched}, \"epilogue\": \"none\", \"check\": {check}, \"time\": {time}",
+        "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{out}\", \"rhs\": \"{rhs_name}\", \"cluster\": {}, \"batched\": {batched}, \"epilogue\": \"none\", \"params\": {params}, \"check\": {check}, \"time\": {time}",
         tiles.cluster
     );
     Case { kernel: hopper_gemm::plain(name, dtype, out, rhs, tiles, batched), fields }
+}
+
+/// A fused linear layer, through the region it is in a model.
+fn linear(name: &str, dtype: DType, n: i64, k: i64, tail: Tail) -> Result<Case, kernels::KernelError> {
+    let target = Target::parse("sm_90a").map_err(|e| kernels::KernelError::Unsupported { family: "hopper_gemm", reason: e.to_string() })?;
+    let built = kernels::build(&hopper_samples::linear(dtype, dtype, n, k, tail), &target, name, &ArgFacts::default(), None)?;
+    let epilogue = match tail {
+        Tail::None => "none",
+        Tail::BiasGelu => "bias_gelu",
+        Tail::BiasGeluAdd => "bias_gelu_add",
+    };
+    let shapes = |ms: &[i64]| format!("[{}]", ms.iter().map(|m| format!("[{m},{n},{k},1]")).collect::<Vec<_>>().join(","));
+    let fields = format!(
+        "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{dtype}\", \"rhs\": \"kn\", \"cluster\": {}, \"batched\": false, \"epilogue\": \"{epilogue}\", \"params\": [\"m\"], \"schedule\": \"{}\", \"check\": {}, \"time\": {}",
+        built.kernel.launch.cluster[0],
+        built.schedule,
+        shapes(&[128, 1000, 77, 4096]),
+        shapes(&[4096, 8192])
+    );
+    Ok(Case { kernel: built.kernel, fields })
 }
 
 fn attention(name: &str, dtype: DType, depth: u64, causal: bool, tiles: FlashTiles) -> Case {
@@ -43,11 +66,11 @@ fn attention(name: &str, dtype: DType, depth: u64, causal: bool, tiles: FlashTil
     Case { kernel: flash::plain(name, dtype, att, tiles), fields }
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Result<Vec<Case>, kernels::KernelError> {
     let big = Tiles { bn: 256, stages: 3, cluster: 2, group: 8 };
     let single = Tiles { cluster: 1, ..big };
     let narrow = Tiles { bn: 128, stages: 5, cluster: 2, group: 8 };
-    vec![
+    Ok(vec![
         gemm("gemm_bf16_nk", DType::BF16, DType::BF16, Rhs::Nk, big, false),
         gemm("gemm_bf16_kn", DType::BF16, DType::BF16, Rhs::Kn, big, false),
         gemm("gemm_f16_kn", DType::F16, DType::F16, Rhs::Kn, big, false),
@@ -61,7 +84,10 @@ fn cases() -> Vec<Case> {
         attention("flash_f16_d64_free", DType::F16, 64, false, FlashTiles { pingpong: false, ..FlashTiles::best(64, false) }),
         attention("flash_bf16_d128_causal", DType::BF16, 128, true, FlashTiles::best(128, true)),
         attention("flash_f16_d64_causal", DType::F16, 64, true, FlashTiles::best(64, true)),
-    ]
+        linear("linear_f16", DType::F16, 3072, 768, Tail::None)?,
+        linear("linear_f16_gelu", DType::F16, 3072, 768, Tail::BiasGelu)?,
+        linear("linear_bf16_gelu_add", DType::BF16, 4096, 16384, Tail::BiasGeluAdd)?,
+    ])
 }
 
 fn describe(case: &Case) -> String {
@@ -73,7 +99,14 @@ fn describe(case: &Case) -> String {
         .map(|m| {
             let arg = k.args().position(|a| a == m.arg).unwrap_or(0);
             let text = |d: &[pavage_ir::Dim]| list(d.iter().map(|d| format!("\"{d}\"")).collect());
-            format!("{{\"arg\": {arg}, \"dims\": {}, \"strides\": {}, \"box\": {:?}, \"swizzle\": {}}}", text(&m.dims), text(&m.strides), m.boxes, m.swizzle)
+            format!(
+                "{{\"arg\": {arg}, \"offset\": \"{}\", \"dims\": {}, \"strides\": {}, \"box\": {:?}, \"swizzle\": {}}}",
+                m.offset,
+                text(&m.dims),
+                text(&m.strides),
+                m.boxes,
+                m.swizzle
+            )
         })
         .collect();
     format!(
@@ -92,7 +125,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(&folder)?;
     let target = Target::parse("sm_90a")?;
     let mut text = String::from("[\n");
-    let cases = cases();
+    let cases = cases()?;
     for (i, case) in cases.iter().enumerate() {
         let ptx = compile::ptx(std::slice::from_ref(&case.kernel), &target)?;
         std::fs::write(format!("{folder}/{}.ptx", case.kernel.name), ptx)?;

@@ -75,7 +75,7 @@ class Launch:
             size = t.element_size()
             ds = [evaluate(d, dims) for d in m["dims"]]
             st = [evaluate(d, dims) * size for d in m["strides"]]
-            tm = ck(cu.cuTensorMapEncodeTiled(TM[t.dtype], len(ds), t.data_ptr(), [cu.cuuint64_t(x) for x in ds], [cu.cuuint64_t(x) for x in st],
+            tm = ck(cu.cuTensorMapEncodeTiled(TM[t.dtype], len(ds), t.data_ptr() + evaluate(m["offset"], dims) * size, [cu.cuuint64_t(x) for x in ds], [cu.cuuint64_t(x) for x in st],
                                               [cu.cuuint32_t(x) for x in m["box"]], [cu.cuuint32_t(1)] * len(ds), cu.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
                                               SW[m["swizzle"]], cu.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                                               cu.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
@@ -136,7 +136,8 @@ def gemm_operands(k, m, n, kk, l):
         if k["epilogue"] == "bias_gelu_add":
             resid = torch.randn(*lead, m, n, device="cuda", dtype=dt)
             tensors = [a, b, bias, resid, c]
-    return a, bt, c, bias, resid, tensors, [m, n, kk] + ([l] if k["batched"] else [])
+    sizes = {"m": m, "n": n, "k": kk, "l": l}
+    return a, bt, c, bias, resid, tensors, [sizes[p] for p in k["params"]]
 
 
 def gemm(k):

@@ -5,6 +5,7 @@
 //! of the next scores is issued before that of the last probabilities with V, so the softmax of one runs under the other.
 //! Keys go from last to first: the ragged tail, and the diagonal of a causal mask, are both in the peeled first step.
 //! The result is rescaled only where a row's maximum grew by more than 2^8 since its scale was chosen.
+use super::hopper_gemm::Size;
 use super::hopper_words::*;
 use crate::tile::hopper::{HopperWord as H, Major, Role, TensorMap, size};
 use crate::tile::op::{ReduceFn, ShflKind, VoteKind};
@@ -55,27 +56,42 @@ pub struct Attention {
 pub type Bias<'b> = &'b mut dyn FnMut(&mut Builder, BiasAt) -> Val;
 
 /// Where a bias is wanted.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 pub struct BiasAt {
     /// First key.
     pub col: Val,
     /// First query of the warpgroup.
     pub row: Val,
-    /// Head, counted over batches.
-    pub head: Val,
+    /// Coordinates on the batch axes.
+    pub batch: Vec<Val>,
     /// Registers of the fragment.
     pub lanes: u16,
 }
 
-/// Sizes of the operands: heads over all batches, queries, keys; with their expressions for tensor maps.
+/// One operand: rows of `depth` contiguous elements.
 #[derive(Clone, Debug)]
-pub struct Sizes {
-    /// Heads of all batches.
-    pub heads: (Dim, Val),
+pub struct Rows {
+    /// The argument.
+    pub arg: Buf,
+    /// Elements from row to row.
+    pub stride: Dim,
+    /// Elements from one to the next along each batch axis; none: the same for all.
+    pub batch: Vec<Option<Dim>>,
+    /// Elements from the argument's start.
+    pub offset: Dim,
+}
+
+/// Operands and sizes.
+#[derive(Clone, Debug)]
+pub struct Operands {
+    /// Queries, keys, values and the result.
+    pub rows: [Rows; 4],
+    /// Batch axes (batch, heads, ...), at most 3.
+    pub batch: Vec<Size>,
     /// Queries.
-    pub queries: (Dim, Val),
+    pub queries: Size,
     /// Keys.
-    pub keys: (Dim, Val),
+    pub keys: Size,
 }
 
 struct Rings {
@@ -100,10 +116,10 @@ struct Softmax {
     biased: bool,
 }
 
-/// Write the body of a kernel over `[heads][queries][depth]` and `[heads][keys][depth]`.
-pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4], sizes: &Sizes, mut bias: Option<Bias<'_>>) {
-    let [q, k, v, o] = args;
-    let dtype = b.dtype(q);
+/// Write the body of a kernel; the builder is fresh but for arguments and sizes.
+pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, ops: &Operands, mut bias: Option<Bias<'_>>) {
+    let [q, k, v, o] = &ops.rows;
+    let dtype = b.dtype(q.arg);
     let (d, bm, bn, stages) = (att.depth, tiles.queries(), tiles.keys, tiles.stages);
     let panels = d / PANEL;
     let log2e = std::f64::consts::LOG2_E;
@@ -123,21 +139,32 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
     let q_full = b.alloc_aligned(Space::Shared, DType::U64, 1, 8);
     let q_empty = b.alloc_aligned(Space::Shared, DType::U64, 1, 8);
 
-    let map = |b: &mut Builder, arg: Buf, rows: &Dim, height: u64| {
-        let depth = Dim::from(d as i64);
-        let t = TensorMap {
-            arg,
-            dims: vec![depth.clone(), rows.clone(), sizes.heads.0.clone()],
-            strides: vec![depth.clone(), depth * rows.clone()],
-            boxes: vec![PANEL as u32, height as u32, 1],
+    let map = |b: &mut Builder, r: &Rows, extent: &Dim, height: u64| {
+        let mut t = TensorMap {
+            arg: r.arg,
+            offset: r.offset.clone(),
+            dims: vec![Dim::from(d as i64), extent.clone()],
+            strides: vec![r.stride.clone()],
+            boxes: vec![PANEL as u32, height as u32],
             swizzle: 128,
         };
+        for (size, step) in ops.batch.iter().zip(&r.batch) {
+            if let Some(step) = step {
+                t.dims.push(size.dim.clone());
+                t.strides.push(step.clone());
+                t.boxes.push(1);
+            }
+        }
         b.tensor_map(t) as u8
     };
-    let map_q = map(b, q, &sizes.queries.0, bm);
-    let map_k = map(b, k, &sizes.keys.0, bn);
-    let map_v = map(b, v, &sizes.keys.0, bn);
-    let map_o = map(b, o, &sizes.queries.0, 64);
+    let map_q = map(b, q, &ops.queries.dim, bm);
+    let map_k = map(b, k, &ops.keys.dim, bn);
+    let map_v = map(b, v, &ops.keys.dim, bn);
+    let map_o = map(b, o, &ops.queries.dim, 64);
+    // Coordinates of a box: column, row, and the batch axes that matter.
+    let coords = |col: Val, row: Val, r: &Rows, batch: &[Val]| -> Vec<Val> {
+        [col, row].into_iter().chain(batch.iter().zip(&r.batch).filter(|(_, s)| s.is_some()).map(|(i, _)| *i)).collect()
+    };
 
     let zero = b.index(0);
     let thread = b.thread_id();
@@ -154,21 +181,34 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
     b.barrier();
 
     let (start, step) = (b.block_id(0), b.grid_dim(0));
-    let high = up(b, sizes.queries.1, bm as i64);
-    let total = b.mul(high, sizes.heads.1);
-    let all_steps = up(b, sizes.keys.1, bn as i64);
+    let high = up(b, ops.queries.val, bm as i64);
+    let one = b.index(1);
+    let heads = ops.batch.iter().fold(one, |n, s| b.mul(n, s.val));
+    let total = b.mul(high, heads);
+    let all_steps = up(b, ops.keys.val, bn as i64);
+    let decode = |b: &mut Builder, mut h: Val| -> Vec<Val> {
+        let mut batch = vec![];
+        for s in ops.batch.iter().skip(1).rev() {
+            batch.insert(0, b.rem(h, s.val));
+            h = b.div(h, s.val);
+        }
+        if !ops.batch.is_empty() {
+            batch.insert(0, h);
+        }
+        batch
+    };
     // Tile number to first query, head and steps.
-    let tile = |b: &mut Builder, t: Val| -> (Val, Val, Val) {
+    let tile = |b: &mut Builder, t: Val| -> (Val, Vec<Val>, Val) {
         if !att.causal {
             let (m, h) = (b.rem(t, high), b.div(t, high));
-            return (b.mul_i(m, bm as i64), h, all_steps);
+            return (b.mul_i(m, bm as i64), decode(b, h), all_steps);
         }
         // Longest first, within sections of heads that share the cache.
         let g = b.index(tiles.heads as i64);
         let area = b.mul(high, g);
         let (section, r) = (b.div(t, area), b.rem(t, area));
         let h0 = b.mul(section, g);
-        let left = b.sub(sizes.heads.1, h0);
+        let left = b.sub(heads, h0);
         let wide = b.min(left, g);
         let (down, across) = (b.div(r, wide), b.rem(r, wide));
         let m = b.sub(high, down);
@@ -176,14 +216,15 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
         let row = b.mul_i(m, bm as i64);
         let end = b.add_i(row, bm as i64);
         let steps = up(b, end, bn as i64);
-        (row, b.add(h0, across), b.min(steps, all_steps))
+        let h = b.add(h0, across);
+        (row, decode(b, h), b.min(steps, all_steps))
     };
 
     let producer = role(b, |b| {
-        let one = gives(b, H::Elect, &[], &[], Ty::BOOL);
-        b.when(one, |b| {
-            let bring = |b: &mut Builder, which: usize, s: Stage, block: Val, head: Val| -> Stage {
-                let (map, dst) = if which == 0 { (map_k, rings.k) } else { (map_v, rings.v) };
+        let chosen = gives(b, H::Elect, &[], &[], Ty::BOOL);
+        b.when(chosen, |b| {
+            let bring = |b: &mut Builder, which: usize, s: Stage, block: Val, head: &[Val]| -> Stage {
+                let (map, dst, rows) = if which == 0 { (map_k, rings.k, k) } else { (map_v, rings.v, v) };
                 let free = s.flipped(b);
                 wait(b, rings.empty[which], s.index, free);
                 expect(b, rings.full[which], s.index, bn * d * 2);
@@ -191,7 +232,8 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
                 let base = b.mul_i(s.index, (bn * d) as i64);
                 for p in 0..panels {
                     let (at, col) = (b.add_i(base, (p * bn * PANEL) as i64), b.index((p * PANEL) as i64));
-                    does(b, H::TmaLoad { map, multicast: 0 }, &[at, s.index, col, row, head], &[dst, rings.full[which]]);
+                    let args: Vec<Val> = [at, s.index].into_iter().chain(coords(col, row, rows, head)).collect();
+                    does(b, H::TmaLoad { map, multicast: 0 }, &args, &[dst, rings.full[which]]);
                 }
                 s.next(b, stages as i64)
             };
@@ -200,24 +242,24 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
             b.for_step(start, total, step, &init, |b, t, c| {
                 let (row, head, steps) = tile(b, t);
                 let last = b.add_i(steps, -1);
-                let ks = bring(b, 0, Stage::of(&c[..2]), last, head);
+                let ks = bring(b, 0, Stage::of(&c[..2]), last, &head);
                 let free = flip(b, c[4]);
                 wait(b, q_empty, zero, free);
                 expect(b, q_full, zero, bm * d * 2);
                 for p in 0..panels {
                     let (at, col) = (b.index((p * bm * PANEL) as i64), b.index((p * PANEL) as i64));
-                    does(b, H::TmaLoad { map: map_q, multicast: 0 }, &[at, zero, col, row, head], &[sq, q_full]);
+                    let args: Vec<Val> = [at, zero].into_iter().chain(coords(col, row, q, &head)).collect();
+                    does(b, H::TmaLoad { map: map_q, multicast: 0 }, &args, &[sq, q_full]);
                 }
-                let one = b.index(1);
                 let carried: Vec<Val> = ks.vals().into_iter().chain(c[2..4].iter().copied()).collect();
                 let c2 = b.for_(one, steps, 1, &carried, |b, i, c| {
                     let block = b.sub(last, i);
-                    let ks = bring(b, 0, Stage::of(&c[..2]), block, head);
+                    let ks = bring(b, 0, Stage::of(&c[..2]), block, &head);
                     let before = b.add_i(block, 1);
-                    let vs = bring(b, 1, Stage::of(&c[2..]), before, head);
+                    let vs = bring(b, 1, Stage::of(&c[2..]), before, &head);
                     [ks.vals(), vs.vals()].concat()
                 });
-                let vs = bring(b, 1, Stage::of(&c2[2..]), zero, head);
+                let vs = bring(b, 1, Stage::of(&c2[2..]), zero, &head);
                 vec![c2[0], c2[1], vs.index, vs.parity, free]
             });
         });
@@ -230,7 +272,7 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
         let turn = b.add_i(group, 1);
         let end = b.index(tiles.consumers as i64 - 1);
         let is_last = b.eq(group, end);
-        let (next, one) = (b.add_i(group, 2), b.index(1));
+        let next = b.add_i(group, 2);
         let other = b.select(is_last, one, next);
         let meet = b.add_i(group, 1 + tiles.consumers as i64);
         if tiles.pingpong {
@@ -241,7 +283,8 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
         let release = |b: &mut Builder, bars: Buf, i: Val| b.when(lead, |b| does(b, H::MbarArrive, &[i], &[bars]));
         let scores = |b: &mut Builder, s: Stage| {
             let at = b.mul_i(s.index, (bn * d) as i64);
-            let acc = wgmma(b, Operand { buf: sq, index: my_rows, panel: bm * PANEL }, Operand { buf: rings.k, index: at, panel: bn * PANEL }, Major::K, d, bn, None);
+            let acc =
+                wgmma(b, Operand { buf: sq, index: my_rows, panel: bm * PANEL }, Operand { buf: rings.k, index: at, panel: bn * PANEL }, Major::K, d, bn, None);
             does(b, H::WgmmaCommit, &[], &[]);
             acc
         };
@@ -262,7 +305,7 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
                 None => s,
                 Some(f) => {
                     let col = b.mul_i(block, bn as i64);
-                    let add = f(b, BiasAt { col, row, head, lanes: (bn / 2) as u16 });
+                    let add = f(b, BiasAt { col, row, batch: head.clone(), lanes: (bn / 2) as u16 });
                     let (x, y) = (b.float(att.scale * log2e, DType::F32), b.float(log2e, DType::F32));
                     let add = b.mul(add, y);
                     b.fma(s, x, add)
@@ -275,7 +318,7 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
             let s = wgmma_wait(b, 0, &[s])[0];
             release(b, rings.empty[0], ks.index);
             let s = biased(b, s, last);
-            let s = w.mask(b, s, last, row, sizes.keys.1);
+            let s = w.mask(b, s, last, row, ops.keys.val);
             let (p, state) = w.first(b, s);
             let ks = ks.next(b, stages as i64);
             wait(b, rings.full[1], vs.index, vs.parity);
@@ -338,7 +381,8 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, args: [Buf; 4],
             b.when(lead, |b| {
                 for p in 0..panels {
                     let (at, col) = (b.add_i(my_rows, (p * bm * PANEL) as i64), b.index((p * PANEL) as i64));
-                    does(b, H::TmaStore { map: map_o }, &[at, col, row, head], &[so]);
+                    let args: Vec<Val> = [at].into_iter().chain(coords(col, row, o, &head)).collect();
+                    does(b, H::TmaStore { map: map_o }, &args, &[so]);
                 }
                 does(b, H::BulkCommit, &[], &[]);
             });
@@ -448,7 +492,10 @@ pub fn plain(name: &str, dtype: DType, att: Attention, tiles: FlashTiles) -> Ker
     let mut b = Builder::new(name, Device::Gpu);
     let [q, k, v] = [0; 3].map(|_| b.arg(dtype, Access::Read));
     let o = b.arg(dtype, Access::Write);
-    let [heads, queries, keys] = [0, 1, 2].map(|i| (size(i), b.dim()));
-    write(&mut b, att, tiles, [q, k, v, o], &Sizes { heads, queries, keys }, None);
+    let [heads, queries, keys] = [0, 1, 2].map(|i| Size { dim: size(i), val: b.dim() });
+    let depth = Dim::from(att.depth as i64);
+    let rows = |arg: Buf, n: &Size| Rows { arg, stride: depth.clone(), batch: vec![Some(depth.clone() * n.dim.clone())], offset: Dim::ZERO };
+    let ops = Operands { rows: [rows(q, &queries), rows(k, &keys), rows(v, &keys), rows(o, &queries)], batch: vec![heads], queries, keys };
+    write(&mut b, att, tiles, &ops, None);
     b.finish()
 }

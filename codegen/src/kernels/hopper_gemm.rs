@@ -67,8 +67,10 @@ pub struct Matrix {
     pub arg: Buf,
     /// Elements from row to row.
     pub stride: Dim,
-    /// Elements from batch to batch; none: the same matrix for every batch.
-    pub batch: Option<Dim>,
+    /// Elements from one to the next along each batch axis; none: the same matrix for all.
+    pub batch: Vec<Option<Dim>>,
+    /// Elements from the argument's start to the first one.
+    pub offset: Dim,
 }
 
 /// A matrix product to be written.
@@ -80,22 +82,29 @@ pub struct Problem {
     pub n: Size,
     /// Contracted extent.
     pub k: Size,
-    /// Batches.
-    pub batch: Option<Size>,
+    /// Batch axes, at most 3.
+    pub batch: Vec<Size>,
     /// `[m][k]`, f16 or bf16.
     pub a: Matrix,
     /// `[k][n]` or `[n][k]`, of the same dtype.
     pub b: Matrix,
     /// How B lies.
     pub rhs: Rhs,
-    /// `[m][n]`.
-    pub c: Matrix,
-    /// Whether rows of the result are multiples of 16 bytes, so that TMA can write them.
-    pub tma_out: bool,
+    /// How results leave.
+    pub out: Out,
+}
+
+/// How results leave.
+#[derive(Clone, Debug)]
+pub enum Out {
+    /// Through shared memory and TMA: `[m][n]` of 16-bit elements, rows multiples of 16 bytes.
+    Tma(Matrix),
+    /// The epilogue writes them.
+    Epilogue,
 }
 
 /// What the epilogue is given.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 pub struct Slice {
     /// 64 x 32 results in f32.
     pub acc: Val,
@@ -103,38 +112,49 @@ pub struct Slice {
     pub row: Val,
     /// First column.
     pub col: Val,
-    /// Batch.
-    pub batch: Val,
+    /// Coordinates on the batch axes.
+    pub batch: Vec<Val>,
 }
 
 struct Tile {
     row: Val,
     col: Val,
-    batch: Val,
+    batch: Vec<Val>,
 }
 
-/// Write the body of a kernel for `p`; `epilogue` turns a slice of f32 results into what is stored, of the result's dtype.
-/// The builder is fresh but for the arguments and sizes.
-pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMut(&mut Builder, Slice) -> Val) {
+/// Write the body of a kernel for `p`; `epilogue` turns a slice of f32 results into what TMA stores, or stores itself and
+/// gives nothing. The builder is fresh but for the arguments and sizes.
+pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMut(&mut Builder, Slice) -> Option<Val>) {
     let Tiles { bn, stages, cluster, group } = tiles;
-    let (dtype, out) = (b.dtype(p.a.arg), b.dtype(p.c.arg));
-    let staged = p.tma_out && matches!(out, DType::F16 | DType::BF16);
+    let dtype = b.dtype(p.a.arg);
+    let staged = match &p.out {
+        Out::Tma(c) => Some((c, b.dtype(c.arg))),
+        Out::Epilogue => None,
+    };
     *b.launch() = crate::tile::Launch { threads: 128 * (CONSUMERS as u32 + 1), cluster: [cluster as u32, 1, 1], min_ctas: 1, max_regs: 168, pdl: false };
 
     let (a_stage, b_stage) = (BM * BK, bn * BK);
     let sa = b.alloc_aligned(Space::Shared, dtype, stages * a_stage, 1024);
     let sb = b.alloc_aligned(Space::Shared, dtype, stages * b_stage, 1024);
-    let sc = staged.then(|| b.alloc_aligned(Space::Shared, out, BM * bn, 1024));
+    let sc = staged.map(|(_, out)| b.alloc_aligned(Space::Shared, out, BM * bn, 1024));
     let full = b.alloc_aligned(Space::Shared, DType::U64, stages, 8);
     let empty = b.alloc_aligned(Space::Shared, DType::U64, stages, 8);
 
-    let batched = p.batch.is_some();
     let map = |b: &mut Builder, m: &Matrix, inner: &Dim, outer: &Dim, boxes: [u32; 2]| {
-        let mut t = TensorMap { arg: m.arg, dims: vec![inner.clone(), outer.clone()], strides: vec![m.stride.clone()], boxes: boxes.to_vec(), swizzle: 128 };
-        if let (Some(size), Some(step)) = (&p.batch, &m.batch) {
-            t.dims.push(size.dim.clone());
-            t.strides.push(step.clone());
-            t.boxes.push(1);
+        let mut t = TensorMap {
+            arg: m.arg,
+            offset: m.offset.clone(),
+            dims: vec![inner.clone(), outer.clone()],
+            strides: vec![m.stride.clone()],
+            boxes: boxes.to_vec(),
+            swizzle: 128,
+        };
+        for (size, step) in p.batch.iter().zip(&m.batch) {
+            if let Some(step) = step {
+                t.dims.push(size.dim.clone());
+                t.strides.push(step.clone());
+                t.boxes.push(1);
+            }
         }
         b.tensor_map(t) as u8
     };
@@ -144,7 +164,7 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
         Rhs::Nk => map(b, &p.b, &p.k.dim, &p.n.dim, [PANEL as u32, b_rows]),
         Rhs::Kn => map(b, &p.b, &p.n.dim, &p.k.dim, [PANEL as u32, BK as u32]),
     };
-    let map_c = staged.then(|| map(b, &p.c, &p.n.dim, &p.m.dim, [PANEL as u32, 64]));
+    let map_c = staged.map(|(c, _)| (c, map(b, c, &p.n.dim, &p.m.dim, [PANEL as u32, 64])));
 
     let thread = b.thread_id();
     let zero = b.index(0);
@@ -166,19 +186,22 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
     let pairs = ceil(b, p.m.val, (BM * cluster) as i64);
     let columns_of = ceil(b, p.n.val, bn as i64);
     let per_batch = b.mul(pairs, columns_of);
-    let total = match &p.batch {
-        Some(l) => b.mul(per_batch, l.val),
-        None => per_batch,
-    };
+    let total = p.batch.iter().fold(per_batch, |t, l| b.mul(t, l.val));
     let steps = ceil(b, p.k.val, BK as i64);
     // Tiles in groups of `group` tile rows, down the rows first, so that what runs together shares operands in L2.
     let tile = |b: &mut Builder, t: Val| -> Tile {
-        let (t, l) = if batched {
-            let (t, per) = (u32_of(b, t), u32_of(b, per_batch));
-            (b.rem(t, per), b.div(t, per))
-        } else {
-            (u32_of(b, t), u32_of(b, zero))
-        };
+        let (mut batch, mut t) = (vec![], u32_of(b, t));
+        if !p.batch.is_empty() {
+            let per = u32_of(b, per_batch);
+            let mut l = b.div(t, per);
+            t = b.rem(t, per);
+            for size in p.batch.iter().rev() {
+                let size = u32_of(b, size.val);
+                let i = b.rem(l, size);
+                batch.insert(0, b.cast(i, DType::I64));
+                l = b.div(l, size);
+            }
+        }
         let (height, width) = (u32_of(b, pairs), u32_of(b, columns_of));
         let g = b.constant(pavage_ir::Scalar::I(i128::from(group)), DType::U32);
         let area = b.mul(width, g);
@@ -188,16 +211,14 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
         let tall = b.min(left, g);
         let (down, across) = (b.rem(r, tall), b.div(r, tall));
         let m = b.add(top, down);
-        let (m, n, l) = (b.cast(m, DType::I64), b.cast(across, DType::I64), b.cast(l, DType::I64));
+        let (m, n) = (b.cast(m, DType::I64), b.cast(across, DType::I64));
         let m = b.mul_i(m, cluster as i64);
         let m = b.add(m, rank);
-        Tile { row: b.mul_i(m, BM as i64), col: b.mul_i(n, bn as i64), batch: l }
+        Tile { row: b.mul_i(m, BM as i64), col: b.mul_i(n, bn as i64), batch }
     };
     let coords = |inner: Val, outer: Val, m: &Matrix, t: &Tile| -> Vec<Val> {
         let mut c = vec![inner, outer];
-        if batched && m.batch.is_some() {
-            c.push(t.batch);
-        }
+        c.extend(t.batch.iter().zip(&m.batch).filter(|(_, step)| step.is_some()).map(|(i, _)| *i));
         c
     };
 
@@ -280,7 +301,7 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
             });
             let below = b.mul_i(group_id, 64);
             let row = b.add(at.row, below);
-            if staged {
+            if sc.is_some() {
                 // The stores of the tile before have read the staging.
                 b.when(lead, |b| does(b, H::BulkWait { pending: 0, read: true }, &[], &[]));
                 named_sync(b, barrier, 128);
@@ -288,31 +309,19 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
             for from in (0..bn).step_by(SLICE as usize) {
                 let acc = columns(b, done[2], from, SLICE);
                 let col = b.add_i(at.col, from as i64);
-                let v = epilogue(b, Slice { acc, row, col, batch: at.batch });
-                match sc {
-                    Some(sc) => does(b, H::StMatrix { panel: (64 * PANEL) as u32, col: from as u16 }, &[c_first, v], &[sc]),
-                    None => {
-                        let base = match &p.c.batch {
-                            Some(step) => {
-                                let step = value_of(b, step, p);
-                                b.mul(at.batch, step)
-                            }
-                            None => zero,
-                        };
-                        let stride = value_of(b, &p.c.stride, p);
-                        let place = Place { base, row, col, rows: p.m.val, cols: p.n.val, stride };
-                        acc_store(b, p.c.arg, v, place, p.tma_out);
-                    }
+                let v = epilogue(b, Slice { acc, row, col, batch: at.batch.clone() });
+                if let (Some(sc), Some(v)) = (sc, v) {
+                    does(b, H::StMatrix { panel: (64 * PANEL) as u32, col: from as u16 }, &[c_first, v], &[sc]);
                 }
             }
-            if let (Some(sc), Some(map_c)) = (sc, map_c) {
+            if let (Some(sc), Some((c, map_c))) = (sc, map_c) {
                 does(b, H::FenceProxyAsync, &[], &[]);
                 named_sync(b, barrier, 128);
                 b.when(lead, |b| {
                     for panel in 0..bn / PANEL {
                         let src = b.add_i(c_first, (panel * 64 * PANEL) as i64);
                         let col = b.add_i(at.col, (panel * PANEL) as i64);
-                        let args: Vec<Val> = [src].into_iter().chain(coords(col, row, &p.c, &at)).collect();
+                        let args: Vec<Val> = [src].into_iter().chain(coords(col, row, c, &at)).collect();
                         does(b, H::TmaStore { map: map_c }, &args, &[sc]);
                     }
                     does(b, H::BulkCommit, &[], &[]);
@@ -320,7 +329,7 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
             }
             done[..2].to_vec()
         });
-        if staged {
+        if sc.is_some() {
             b.when(lead, |b| does(b, H::BulkWait { pending: 0, read: false }, &[], &[]));
         }
     });
@@ -341,50 +350,40 @@ fn u32_of(b: &mut Builder, x: Val) -> Val {
     b.cast(x, DType::U32)
 }
 
-/// A stride's value: a constant, one of the problem's sizes, or a product of two.
-fn value_of(b: &mut Builder, d: &Dim, p: &Problem) -> Val {
-    if let Some(c) = d.as_const() {
-        return b.index(c);
-    }
-    let sizes = [&p.m, &p.n, &p.k];
-    for x in sizes {
-        if x.dim == *d {
-            return x.val;
-        }
-        for y in sizes {
-            if x.dim.clone() * y.dim.clone() == *d {
-                return b.mul(x.val, y.val);
-            }
-        }
-    }
-    p.n.val
-}
-
-/// A plain product `c = a * b`, sizes given at run time in the order m, n, k and, with `batched`, the batch.
+/// A plain product `c = a * b` of dense matrices, sizes given at run time in the order m, n, k and, with `batched`, the batch;
+/// rows of all three are multiples of 16 bytes.
 pub fn plain(name: &str, dtype: DType, out: DType, rhs: Rhs, tiles: Tiles, batched: bool) -> Kernel {
     let mut b = Builder::new(name, Device::Gpu);
     let (a, w, c) = (b.arg(dtype, Access::Read), b.arg(dtype, Access::Read), b.arg(out, Access::Write));
-    let p = run_time_problem(&mut b, a, w, c, rhs, batched);
-    write(&mut b, &p, tiles, &mut |b, s| b.cast(s.acc, out));
-    b.finish()
-}
-
-/// A problem of dense matrices with all sizes at run time.
-pub fn run_time_problem(b: &mut Builder, a: Buf, w: Buf, c: Buf, rhs: Rhs, batched: bool) -> Problem {
     let size = |b: &mut Builder, i: usize| Size { dim: crate::tile::hopper::size(i), val: b.dim() };
-    let (m, n, k) = (size(b, 0), size(b, 1), size(b, 2));
-    let batch = batched.then(|| size(b, 3));
-    let step = |x: &Size, y: &Size| batched.then(|| x.dim.clone() * y.dim.clone());
-    let ldb = if rhs == Rhs::Kn { &n } else { &k };
-    Problem {
-        a: Matrix { arg: a, stride: k.dim.clone(), batch: step(&m, &k) },
-        b: Matrix { arg: w, stride: ldb.dim.clone(), batch: step(&n, &k) },
-        c: Matrix { arg: c, stride: n.dim.clone(), batch: step(&m, &n) },
-        rhs,
-        tma_out: true,
-        m,
-        n,
-        k,
-        batch,
-    }
+    let (m, n, k) = (size(&mut b, 0), size(&mut b, 1), size(&mut b, 2));
+    let batch: Vec<Size> = batched.then(|| size(&mut b, 3)).into_iter().collect();
+    let matrix = |arg: Buf, rows: &Size, cols: &Size| Matrix {
+        arg,
+        stride: cols.dim.clone(),
+        batch: batch.iter().map(|_| Some(rows.dim.clone() * cols.dim.clone())).collect(),
+        offset: Dim::ZERO,
+    };
+    let rhs_matrix = if rhs == Rhs::Kn { matrix(w, &k, &n) } else { matrix(w, &n, &k) };
+    let tma = matches!(out, DType::F16 | DType::BF16);
+    let (lhs_matrix, out_matrix) = (matrix(a, &m, &k), matrix(c, &m, &n));
+    let (rows, cols) = (m.val, n.val);
+    let p = Problem { m, n, k, batch, a: lhs_matrix, b: rhs_matrix, rhs, out: if tma { Out::Tma(out_matrix) } else { Out::Epilogue } };
+    write(&mut b, &p, tiles, &mut |b, s| {
+        let v = b.cast(s.acc, out);
+        if tma {
+            return Some(v);
+        }
+        let zero = b.index(0);
+        let base = match s.batch.first() {
+            Some(l) => {
+                let area = b.mul(rows, cols);
+                b.mul(*l, area)
+            }
+            None => zero,
+        };
+        acc_store(b, c, v, Place { base, row: s.row, col: s.col, rows, cols, stride: cols }, true);
+        None
+    });
+    b.finish()
 }

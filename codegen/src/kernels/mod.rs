@@ -14,6 +14,10 @@ pub mod flash;
 pub mod fold;
 pub mod gemm_cpu;
 pub mod hopper_gemm;
+pub mod hopper_region;
+pub mod hopper_samples;
+#[cfg(test)]
+mod hopper_test;
 pub(crate) mod hopper_words;
 mod micro;
 pub mod naive;
@@ -185,6 +189,8 @@ pub struct Family {
 /// Every family, in order of preference.
 #[rustfmt::skip] // One a line: families come and go.
 pub const FAMILIES: &[Family] = &[
+    hopper_region::GEMM,
+    hopper_region::FLASH,
     elementwise::FAMILY,
     reduce::FAMILY,
     gemm_cpu::FAMILY,

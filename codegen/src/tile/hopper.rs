@@ -539,6 +539,8 @@ pub const fn swizzle128(at: u64) -> u64 {
 pub struct TensorMap {
     /// The argument it describes.
     pub arg: Buf,
+    /// Elements from the argument's start; in bytes a multiple of 16.
+    pub offset: Dim,
     /// Extents in elements, innermost first, 2 to 5 of them.
     pub dims: Vec<Dim>,
     /// Strides in elements of all dimensions but the innermost; in bytes they are multiples of 16.
@@ -564,12 +566,20 @@ impl TensorMap {
         self.boxes.iter().map(|b| u64::from(*b)).product()
     }
 
-    /// The description in text, one line: `@0 dims[d0;d1] strides[d0] box[64;128] swizzle 128`.
+    /// The description in text, one line: `@0 offset[0] dims[d0;d1] strides[d0] box[64;128] swizzle 128`.
     pub fn text(&self) -> String {
         fn list<T: ToString>(items: &[T]) -> String {
             items.iter().map(ToString::to_string).collect::<Vec<_>>().join(";")
         }
-        format!("@{} dims[{}] strides[{}] box[{}] swizzle {}", self.arg.0, list(&self.dims), list(&self.strides), list(&self.boxes), self.swizzle)
+        format!(
+            "@{} offset[{}] dims[{}] strides[{}] box[{}] swizzle {}",
+            self.arg.0,
+            self.offset,
+            list(&self.dims),
+            list(&self.strides),
+            list(&self.boxes),
+            self.swizzle
+        )
     }
 
     /// Read what [`TensorMap::text`] writes.
@@ -584,6 +594,7 @@ impl TensorMap {
         let dims = |key: &str| -> Result<Vec<Dim>, String> { list(key)?.iter().map(|t| parse_dim(t, &sized).map_err(|e| format!("{e}: {}", bad()))).collect() };
         let boxes = list("box")?.iter().map(|t| t.parse().map_err(|_| bad())).collect::<Result<_, _>>()?;
         let swizzle = text.rsplit(' ').next().and_then(|t| t.parse().ok()).ok_or_else(bad)?;
-        Ok(TensorMap { arg: Buf(arg), dims: dims("dims")?, strides: dims("strides")?, boxes, swizzle })
+        let offset = dims("offset")?.pop().ok_or_else(bad)?;
+        Ok(TensorMap { arg: Buf(arg), offset, dims: dims("dims")?, strides: dims("strides")?, boxes, swizzle })
     }
 }

@@ -231,4 +231,6 @@ impl<'k> Lower<'k> {
 }
 
 #[cfg(test)]
+pub(crate) mod assembler;
+#[cfg(test)]
 mod tests;

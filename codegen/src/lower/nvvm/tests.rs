@@ -1,60 +1,10 @@
 //! Kernels through MLIR and LLVM to PTX, and through NVIDIA's assembler where it is to be found.
+use super::assembler::{assemble, assemble_everywhere};
 use crate::compile::ptx;
 use crate::kernels::hopper_gemm::{Rhs, Tiles, plain};
 use crate::targets::Target;
 use crate::tile::{Access, Builder, Device, Kernel, ReduceFn, ShflKind, Val, VoteKind};
 use pavage_ir::{DType, Scalar, ScalarFn, scalar::Sig};
-use std::path::PathBuf;
-use std::process::Command;
-
-/// `ptxas`: named by `PAVAGE_PTXAS`, on the path, or where `x` caches it.
-fn ptxas() -> Option<PathBuf> {
-    if let Some(p) = std::env::var_os("PAVAGE_PTXAS") {
-        return Some(p.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let cache = [concat!(env!("CARGO_MANIFEST_DIR"), "/../.cache/nvcc/nvidia/cu13/bin")].map(PathBuf::from);
-    std::env::split_paths(&path).chain(cache).map(|d| d.join("ptxas")).find(|p| p.is_file())
-}
-
-/// Assemble and hold the result to: no spills, no stack, no remark about serialised or ignored instructions.
-fn assemble(kernels: &[Kernel], arch: &str) {
-    assemble_with(kernels, arch, false);
-}
-
-fn assemble_with(kernels: &[Kernel], arch: &str, stack: bool) {
-    let target = Target::parse(arch).expect("a target");
-    let text = ptx(kernels, &target).unwrap_or_else(|e| panic!("{arch}: {e}"));
-    let Some(ptxas) = ptxas() else {
-        assert!(std::env::var_os("PAVAGE_REQUIRE_PTXAS").is_none(), "ptxas not found");
-        println!("SKIPPED: no ptxas (set PAVAGE_PTXAS); PTX for {arch} was made but not assembled");
-        return;
-    };
-    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let stem = std::env::temp_dir().join(format!("pavage-ptx-{}-{n}", std::process::id()));
-    let (source, object) = (stem.with_extension("ptx"), stem.with_extension("cubin"));
-    std::fs::write(&source, &text).expect("a temporary file");
-    let out = Command::new(ptxas).arg("-v").arg(format!("-arch={arch}")).arg(&source).arg("-o").arg(&object).output().expect("ptxas runs");
-    let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
-    let keep = !out.status.success();
-    if !keep {
-        let _ = std::fs::remove_file(&source);
-    }
-    let _ = std::fs::remove_file(&object);
-    assert!(out.status.success(), "{}: {said}", source.display());
-    for line in said.lines() {
-        assert!(!line.contains("C75"), "{line}");
-        if line.contains("stack frame") && !stack {
-            assert!(line.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"), "{line}\n{said}");
-        }
-    }
-}
-
-fn assemble_everywhere(kernels: &[Kernel]) {
-    assemble(kernels, "sm_80");
-    assemble(kernels, "sm_90a");
-}
 
 /// `out[i] = f(in0[i], ...)`, four elements a thread.
 fn elementwise(name: &str, dtype: DType, ins: usize, lanes: usize, f: impl Fn(&mut Builder, &[Val]) -> Val) -> Kernel {
@@ -223,4 +173,20 @@ fn hopper_gemms_assemble_without_spills_or_serialised_products() {
     assemble(&kernels, "sm_90a");
     let text = ptx(&kernels[..1], &Target::parse("sm_90a").expect("a target")).expect("compiles");
     assert_eq!(text.matches("wgmma.mma_async").count(), 4, "one k-step of 64 in the loop");
+}
+
+#[test]
+fn flash_attention_assembles_without_spills_or_serialised_products() {
+    use crate::kernels::flash::{Attention, FlashTiles, plain};
+    let mut kernels = vec![];
+    for depth in [64, 128] {
+        for causal in [false, true] {
+            for (i, pingpong) in [false, true].into_iter().enumerate() {
+                let tiles = FlashTiles { pingpong, ..FlashTiles::best(depth, causal) };
+                let att = Attention { depth, scale: 0.125, causal };
+                kernels.push(plain(&format!("flash_{depth}_{causal}_{i}"), DType::BF16, att, tiles));
+            }
+        }
+    }
+    assemble(&kernels, "sm_90a");
 }

@@ -1,0 +1,79 @@
+//! Regions that the Hopper families are tried on, by tests and by the device check.
+use pavage_ir::region::RegionOutput;
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Real, Region, ScalarFn, TensorType};
+
+/// What follows the product in [`linear`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing.
+    None,
+    /// A bias per column and GELU.
+    BiasGelu,
+    /// A bias per column, GELU, and a residual of the result's shape.
+    BiasGeluAdd,
+}
+
+/// `tail(x[m, k] * w[k, n])` with `m` a symbol.
+pub fn linear(dtype: DType, out: DType, n: i64, k: i64, tail: Tail) -> Region {
+    let (m, n, k) = (Dim::sym("m"), Dim::from(n), Dim::from(k));
+    let mut r = Region::new("linear", vec![m.clone(), n.clone()]);
+    let arg = |r: &mut Region, dtype: DType, shape: Vec<Dim>| {
+        r.args.push(TensorType { dtype, shape });
+        r.args.len() as u32 - 1
+    };
+    let load = |r: &mut Region, arg: u32, index: Vec<Dim>| {
+        let dtype = r.args[arg as usize].dtype;
+        r.push(Expr::Load { arg, index, guard: None }, dtype)
+    };
+    let call = |r: &mut Region, f: ScalarFn, xs: &[ExprId]| r.push(Expr::Call(f, xs.to_vec()), DType::F32);
+    let x = arg(&mut r, dtype, vec![m.clone(), k.clone()]);
+    let w = arg(&mut r, dtype, vec![k.clone(), n.clone()]);
+    let lhs = load(&mut r, x, vec![Dim::axis(0), Dim::axis(2)]);
+    let rhs = load(&mut r, w, vec![Dim::axis(2), Dim::axis(1)]);
+    r.heart = Heart::Contract { k, lhs, rhs, acc: DType::F32 };
+    let mut v = r.push(Expr::Acc(0), DType::F32);
+    if tail != Tail::None {
+        let bias = arg(&mut r, dtype, vec![n.clone()]);
+        let bias = load(&mut r, bias, vec![Dim::axis(1)]);
+        let bias = r.push(Expr::Cast(bias), DType::F32);
+        v = call(&mut r, ScalarFn::Add, &[v, bias]);
+        let number = |r: &mut Region, x: f64| r.push(Expr::Float(Real::new(x)), DType::F32);
+        let (root, one, half) = (number(&mut r, std::f64::consts::FRAC_1_SQRT_2), number(&mut r, 1.0), number(&mut r, 0.5));
+        let e = call(&mut r, ScalarFn::Mul, &[v, root]);
+        let e = call(&mut r, ScalarFn::Erf, &[e]);
+        let e = call(&mut r, ScalarFn::Add, &[e, one]);
+        let h = call(&mut r, ScalarFn::Mul, &[v, half]);
+        v = call(&mut r, ScalarFn::Mul, &[h, e]);
+    }
+    if tail == Tail::BiasGeluAdd {
+        let other = arg(&mut r, dtype, vec![m.clone(), n.clone()]);
+        let other = load(&mut r, other, vec![Dim::axis(0), Dim::axis(1)]);
+        let other = r.push(Expr::Cast(other), DType::F32);
+        v = call(&mut r, ScalarFn::Add, &[v, other]);
+    }
+    let expr = if out == DType::F32 { v } else { r.push(Expr::Cast(v), out) };
+    r.outputs.push(RegionOutput { ty: TensorType { dtype: out, shape: vec![m, n] }, expr, index: vec![Dim::axis(0), Dim::axis(1)] });
+    r
+}
+
+/// Attention of `heads` heads that lie side by side in each row of the operands, `[b, s, heads, depth]`, with an additive
+/// f32 mask `[b, t]` when `masked`; the result lies likewise.
+pub fn self_attention(dtype: DType, heads: i64, depth: i64, masked: bool) -> Region {
+    let (b, s, h, d) = (Dim::sym("b"), Dim::sym("s"), Dim::from(heads), Dim::from(depth));
+    let mut r = Region::new("attention", vec![b.clone(), h.clone(), s.clone(), d.clone()]);
+    let shape = vec![b.clone(), s.clone(), h, d.clone()];
+    let index = vec![Dim::axis(0), Dim::axis(2), Dim::axis(1), Dim::axis(3)];
+    let mut operand = |arg: u32| {
+        r.args.push(TensorType { dtype, shape: shape.clone() });
+        r.push(Expr::Load { arg, index: index.clone(), guard: None }, dtype)
+    };
+    let (q, k, v) = (operand(0), operand(1), operand(2));
+    let mask = masked.then(|| {
+        r.args.push(TensorType { dtype: DType::F32, shape: vec![b.clone(), s.clone()] });
+        r.push(Expr::Load { arg: 3, index: vec![Dim::axis(0), Dim::axis(3)], guard: None }, DType::F32)
+    });
+    r.heart = Heart::Attention { q, k, v, mask, scale: Real::new(1.0 / (depth as f64).sqrt()), keys: s, depth: d };
+    let acc = r.push(Expr::Acc(0), dtype);
+    r.outputs.push(RegionOutput { ty: TensorType { dtype, shape }, expr: acc, index });
+    r
+}

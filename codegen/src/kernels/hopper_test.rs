@@ -1,0 +1,70 @@
+//! Regions through the Hopper families to machine code.
+use super::hopper_samples::{Tail, linear, self_attention};
+use super::{ArgFacts, build};
+use crate::lower::nvvm::assembler::assemble;
+use crate::targets::Target;
+use pavage_ir::{DType, Dim, Expr, Region, ScalarFn};
+
+fn hopper() -> Target {
+    Target::parse("sm_90a").expect("a target")
+}
+
+fn built(region: &Region, name: &str) -> super::Built {
+    build(region, &hopper(), name, &ArgFacts::default(), None).expect("a family takes it")
+}
+
+#[test]
+fn contractions_with_epilogues_run_on_the_tensor_cores() {
+    let mut kernels = vec![];
+    for (i, tail) in [Tail::None, Tail::BiasGelu, Tail::BiasGeluAdd].into_iter().enumerate() {
+        for (dtype, out) in [(DType::BF16, DType::BF16), (DType::F16, DType::F16), (DType::F16, DType::F32)] {
+            let b = built(&linear(dtype, out, 3072, 768, tail), &format!("linear_{i}_{out}_{dtype}"));
+            assert_eq!(b.schedule.family, "hopper_gemm");
+            kernels.push(b.kernel);
+        }
+    }
+    assemble(&kernels, "sm_90a");
+}
+
+#[test]
+fn outputs_that_are_no_matrix_are_written_one_by_one() {
+    // [m, n] to [n / 64, m, 64]: the heads of an attention.
+    let mut r = linear(DType::F16, DType::F16, 768, 768, Tail::BiasGelu);
+    let (heads, depth) = (Dim::axis(1).div(&Dim::from(64i64)), Dim::axis(1).modulo(&Dim::from(64i64)));
+    r.outputs[0].ty.shape = vec![Dim::from(12i64), Dim::sym("m"), Dim::from(64i64)];
+    r.outputs[0].index = vec![heads, Dim::axis(0), depth];
+    let b = built(&r, "split_heads");
+    assert_eq!(b.schedule.family, "hopper_gemm");
+    assemble(&[b.kernel], "sm_90a");
+}
+
+#[test]
+fn attention_takes_heads_side_by_side_and_masks() {
+    let mut kernels = vec![];
+    for (i, (depth, masked)) in [(64, false), (64, true), (128, false), (128, true)].into_iter().enumerate() {
+        let b = built(&self_attention(DType::F16, 12, depth, masked), &format!("attention_{i}"));
+        assert_eq!(b.schedule.family, "flash");
+        kernels.push(b.kernel);
+    }
+    assemble(&kernels, "sm_90a");
+}
+
+#[test]
+fn odd_rows_and_wide_types_go_to_other_families() {
+    let facts = ArgFacts::default();
+    let family = |r: &Region| build(r, &hopper(), "k", &facts, None).map(|b| b.schedule.family);
+    // Rows of 770 elements are no multiple of 16 bytes.
+    assert_ne!(family(&linear(DType::F16, DType::F16, 770, 768, Tail::None)).ok().as_deref(), Some("hopper_gemm"));
+    assert_ne!(family(&linear(DType::F32, DType::F32, 768, 768, Tail::None)).ok().as_deref(), Some("hopper_gemm"));
+    let mut r = linear(DType::F16, DType::F16, 768, 768, Tail::None);
+    // An operand that is computed, not loaded.
+    let lhs = match r.heart.clone() {
+        pavage_ir::Heart::Contract { lhs, .. } => lhs,
+        _ => unreachable!("linear is a contraction"),
+    };
+    let twice = r.push(Expr::Call(ScalarFn::Add, vec![lhs, lhs]), DType::F16);
+    if let pavage_ir::Heart::Contract { lhs, .. } = &mut r.heart {
+        *lhs = twice;
+    }
+    assert_ne!(family(&r).ok().as_deref(), Some("hopper_gemm"));
+}
