@@ -274,7 +274,7 @@ impl Machine<'_> {
 
     // ---- memory ----
 
-    fn active(&self, agent: usize) -> Vec<usize> {
+    pub(super) fn active(&self, agent: usize) -> Vec<usize> {
         (0..self.agents[agent].threads).filter(|t| self.agents[agent].mask[*t]).collect()
     }
 
@@ -367,7 +367,7 @@ impl Machine<'_> {
     }
 
     /// The warp of each thread must be here as a whole.
-    fn whole_warps(&self, agent: usize) -> Result<(), String> {
+    pub(super) fn whole_warps(&self, agent: usize) -> Result<(), String> {
         let a = &self.agents[agent];
         match a.mask.chunks(32).find(|w| w.contains(&true) && w.contains(&false)) {
             Some(_) => Err("only some threads of a warp take part".to_owned()),

@@ -33,6 +33,15 @@ pub struct Memory {
     arg_of: Vec<Option<usize>>,
     offsets: Vec<u64>,
     touched: Vec<Vec<Touch>>,
+    /// Per block and shared byte: thread + 1 that wrote it and has not fenced since, 0 for none.
+    unseen: Vec<Vec<u32>>,
+}
+
+impl Place {
+    /// Byte in its region.
+    pub(super) fn byte(self) -> usize {
+        self.byte
+    }
 }
 
 impl Memory {
@@ -63,34 +72,14 @@ impl Memory {
         let mut epochs_hold = true;
         kernel.walk(&mut |s| epochs_hold &= !matches!(s.op, Op::Hopper(_) | Op::Mma(_)));
         let touched = (0..blocks).map(|_| if epochs_hold { vec![Touch::default(); shared.1 as usize] } else { vec![] }).collect();
-        Memory { regions, n_args, blocks, threads, arg_of, offsets, touched }
+        let unseen = (0..blocks).map(|_| vec![0; shared.1 as usize]).collect();
+        Memory { unseen, regions, n_args, blocks, threads, arg_of, offsets, touched }
     }
 
     pub(super) fn give_back(self, bufs: &mut [Vec<u8>]) {
         for (b, r) in bufs.iter_mut().zip(self.regions) {
             *b = r;
         }
-    }
-
-    /// Bytes of shared memory of a block.
-    pub fn shared(&mut self, block: usize) -> &mut Vec<u8> {
-        &mut self.regions[self.n_args + block]
-    }
-
-    /// Bytes of an argument.
-    pub fn arg(&mut self, kernel_arg: usize) -> &mut Vec<u8> {
-        &mut self.regions[kernel_arg]
-    }
-
-    /// Bytes of an argument, by buffer.
-    pub fn arg_of(&mut self, buf: Buf) -> Option<&mut Vec<u8>> {
-        let i = self.arg_of[buf.0 as usize]?;
-        Some(&mut self.regions[i])
-    }
-
-    /// Byte offset of a buffer in its region.
-    pub fn offset(&self, buf: Buf) -> usize {
-        self.offsets[buf.0 as usize] as usize
     }
 
     pub(super) fn locate(&self, kernel: &Kernel, buf: Buf, index: i64, n: usize, block: usize, thread: usize) -> Result<Place, String> {
@@ -138,9 +127,43 @@ impl Memory {
         encode(v, dtype, &mut bytes[place.byte + i * w..][..w]);
     }
 
+    /// Write an element at a byte of shared memory, by a thread or (`None`) by the asynchronous proxy.
+    pub(super) fn write_shared(&mut self, block: usize, at: usize, dtype: DType, v: Scalar, thread: Option<usize>) -> Result<(), String> {
+        let w = dtype.bytes(1);
+        let bytes = self.regions[self.n_args + block].get_mut(at..at + w).ok_or_else(|| format!("shared byte {at} is out of bounds"))?;
+        encode(v, dtype, bytes);
+        self.unseen[block][at..at + w].fill(thread.map_or(0, |t| t as u32 + 1));
+        Ok(())
+    }
+
+    /// Read an element at a byte of shared memory as the asynchronous proxy sees it.
+    pub(super) fn read_async(&self, block: usize, at: usize, dtype: DType) -> Result<Scalar, String> {
+        let w = dtype.bytes(1);
+        let bytes = self.regions[self.n_args + block].get(at..at + w).ok_or_else(|| format!("shared byte {at} is out of bounds"))?;
+        match self.unseen[block][at..at + w].iter().find(|t| **t != 0) {
+            Some(t) => Err(format!("shared byte {at}, written by thread {}, is read by the asynchronous proxy without a fence", t - 1)),
+            None => Ok(decode(bytes, dtype)),
+        }
+    }
+
+    /// What these threads have written becomes visible to the asynchronous proxy.
+    pub(super) fn fence(&mut self, block: usize, by: impl Fn(usize) -> bool) {
+        for t in &mut self.unseen[block] {
+            if *t != 0 && by(*t as usize - 1) {
+                *t = 0;
+            }
+        }
+    }
+
     /// Note that `thread` of `block` touches `bytes` bytes of a place; an error if that races. Only shared memory is watched.
     pub(super) fn touch(&mut self, place: Place, bytes: usize, block: usize, thread: usize, epoch: u32, how: Access) -> Result<(), String> {
-        if place.region < self.n_args || place.region >= self.n_args + self.blocks || self.touched[block].is_empty() {
+        if place.region < self.n_args || place.region >= self.n_args + self.blocks {
+            return Ok(());
+        }
+        if how != Access::Read {
+            self.unseen[block][place.byte..place.byte + bytes].fill(thread as u32 + 1);
+        }
+        if self.touched[block].is_empty() {
             return Ok(());
         }
         let me = thread as u32;

@@ -76,6 +76,7 @@ pub struct Machine<'k> {
     agents: Vec<Agent>,
     /// Barriers passed, per block.
     epochs: Vec<u32>,
+    words: words::State,
 }
 
 /// Run a CPU kernel on `bufs` (in argument order) for the slice `lo..hi`.
@@ -149,6 +150,7 @@ impl<'k> Machine<'k> {
             block_ids: vec![[0, 0, 0]; blocks],
             agents,
             epochs: vec![0; blocks],
+            words: words::State::default(),
         })
     }
 
@@ -173,7 +175,7 @@ impl<'k> Machine<'k> {
         loop {
             ready.retain(|a| !self.agents[*a].finished);
             if ready.is_empty() {
-                return Ok(());
+                return self.all_done().map_err(|why| self.fail(0, "end", why));
             }
             // A turn: every live agent once, from a random one on, each for a random number of steps.
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -184,6 +186,10 @@ impl<'k> Machine<'k> {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 let budget = if ready.len() == 1 { usize::MAX } else { 1 + (state >> 58) as usize };
                 moved |= self.advance(agent, budget)?;
+                // Copies in flight land when they like, at the latest when nothing else can happen.
+                if !moved && i + 1 == ready.len() || state >> 40 & 3 == 0 {
+                    moved |= self.land(state >> 42).map_err(|why| self.fail(agent, "landing of a load", why))?;
+                }
             }
             if !moved {
                 let stuck = ready.iter().map(|a| self.agents[*a].describe(&self.steps)).collect::<Vec<_>>().join("; ");
