@@ -1,0 +1,140 @@
+//! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
+use crate::{
+    Error,
+    import,
+    options::{CompileOptions, Compiled, Emit, OptLevel, Progress, Source},
+};
+use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
+use pavage_frontend::onnx::Model;
+use pavage_ir::{Graph, program::Program, text};
+use pavage_passes::{self as passes, Ctx, build, eqsat};
+use std::collections::BTreeMap;
+
+/// Compile `model` for every target of `options`, with every plan, into one artifact.
+///
+/// The artifact depends on the model's bytes and the options alone: not on paths, time or the number of threads.
+pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Error> {
+    let stage = |text: &str, done: usize| {
+        if let Some(p) = options.progress {
+            p.stage(text, done, 4);
+        }
+    };
+    let targets = options.targets.iter().map(|t| Target::parse(t).map_err(|e| Error::Request(e.to_string()))).collect::<Result<Vec<_>, _>>()?;
+    stage("reading the model", 0);
+    let Model { mut graph, mut notes, .. } = import(model, &options.shapes)?;
+    let hash = content_hash(model)?;
+    let ports = |graph: &Graph| -> (Vec<emit::Port>, Vec<emit::Port>) {
+        let inputs = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
+            pavage_ir::NodeKind::Input(name) => Some(emit::Port { name: name.clone(), ty: graph.ty((*id).into()).clone() }),
+            _ => None,
+        });
+        (inputs.collect(), graph.outputs.iter().map(|o| emit::Port { name: o.name.clone(), ty: graph.ty(o.value).clone() }).collect())
+    };
+    let missing = build::missing(&graph);
+    if !missing.is_empty() {
+        return Err(Error::Unsupported(unsupported(&graph, &missing)));
+    }
+    let ctx = Ctx { dump_after: options.dump_after.clone(), ..Ctx::default() };
+    ctx.dump("import", || text::print(&graph));
+    stage("optimising", 1);
+    let pipeline = if options.opt_level == OptLevel::O0 { &passes::PIPELINE[..2] } else { passes::PIPELINE };
+    let optimised = passes::run(&mut graph, &ctx, pipeline).map_err(Error::from);
+    let programs = optimised.and_then(|()| options.plans.iter().map(|plan| program(plan, &graph, options.opt_level, &ctx)).collect::<Result<Vec<_>, _>>());
+    dump(options.progress, &ctx);
+    let programs = programs?;
+    notes.extend(ctx.notes.take());
+    if let Some(what) = options.emit {
+        let emitted = emit_text(what, &graph, &programs, &targets)?;
+        return Ok(Compiled { artifact: vec![], emitted, notes });
+    }
+    stage("generating code", 2);
+    let (inputs, outputs) = ports(&graph);
+    let threads = if options.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { options.threads };
+    let request = emit::Request {
+        inputs,
+        outputs,
+        symbols: graph.symbols(),
+        programs: &programs,
+        targets: &targets,
+        flags: options.flags(),
+        input_hash: hash,
+        threads,
+        tuned: BTreeMap::new(),
+        progress: None,
+    };
+    let artifact = emit::artifact(&request).map_err(|e| match e {
+        emit::EmitError::Kernel { .. } | emit::EmitError::DType { .. } => Error::Unsupported(e.to_string()),
+        emit::EmitError::Artifact(e) => Error::Artifact(e),
+        emit::EmitError::Compile(e) => Error::Internal { stage: "code generation".into(), why: e.to_string() },
+    })?;
+    stage("done", 4);
+    Ok(Compiled { artifact, emitted: String::new(), notes })
+}
+
+/// Hash of what the artifact is made from, hex.
+fn content_hash(model: Source) -> Result<String, Error> {
+    let of = pavage_runtime::content_hash;
+    Ok(match model {
+        Source::Path(path) => of(&std::fs::read(path).map_err(|source| pavage_runtime::Error::Io { path: path.into(), source })?),
+        Source::Onnx(bytes) => of(bytes),
+        Source::Ir(text) => of(text.as_bytes()),
+    })
+}
+
+fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {
+    let search = |g: &Graph| eqsat::optimise(g, ctx);
+    let planner: build::Planner = match plan {
+        "unfused" => &build::unfused,
+        "fused" if level == OptLevel::O0 => &build::unfused,
+        "fused" if level == OptLevel::O1 => &build::greedy,
+        "fused" => &search,
+        "greedy" => &build::greedy,
+        other => return Err(Error::Request(format!("no plan is named `{other}`; there are fused, greedy and unfused"))),
+    };
+    Ok(build::program(plan, graph, planner, ctx)?)
+}
+
+fn dump(progress: Option<&dyn Progress>, ctx: &Ctx) {
+    if let Some(p) = progress {
+        ctx.dumps.borrow().iter().for_each(|(pass, text)| p.dump(pass, text));
+    }
+}
+
+/// Everything the model needs that no kernel covers, as one message.
+fn unsupported(graph: &Graph, missing: &[(pavage_ir::NodeId, String)]) -> String {
+    let mut by_reason: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for (id, why) in missing {
+        let op = graph.op(*id).map_or("value", |op| op.mnemonic()).to_string();
+        by_reason.entry((op, why.clone())).or_default().extend(graph[*id].source.iter().cloned());
+    }
+    let lines: Vec<String> = by_reason.iter().map(|((op, why), nodes)| format!("  {op}: {why} ({} nodes: {})", nodes.len(), nodes.iter().take(4).cloned().collect::<Vec<_>>().join(", "))).collect();
+    format!("this model needs {} things no kernel covers:\n{}", lines.len(), lines.join("\n"))
+}
+
+fn emit_text(what: Emit, graph: &Graph, programs: &[Program], targets: &[Target]) -> Result<String, Error> {
+    if what == Emit::Ir {
+        let programs: Vec<String> = programs.iter().map(ToString::to_string).collect();
+        return Ok(format!("{}\n{}", text::print(graph), programs.join("\n")));
+    }
+    let fail = |e: &dyn std::fmt::Display| Error::Internal { stage: "code generation".into(), why: e.to_string() };
+    let mut out = String::new();
+    for target in targets {
+        let kernels = emit::Kernels::build(programs, target, &BTreeMap::new()).map_err(|e| Error::Unsupported(e.to_string()))?;
+        let tiles = kernels.tiles();
+        let mlir = match target {
+            Target::Cpu(_) => code::cpu_mlir(&tiles, target).map_err(|e| fail(&e))?,
+            Target::Gpu(gpu) => lower::nvvm::module(&tiles, gpu).map_err(|e| fail(&e))?,
+        };
+        let piece = match what {
+            Emit::Ir => String::new(),
+            Emit::Mlir => mlir,
+            Emit::Llvm => code::llvm_ir(&mlir, target, llvm::MiddleEnd::None).map_err(|e| fail(&e))?,
+            Emit::Asm | Emit::Ptx => {
+                let bytes = code::emit(&mlir, target, llvm::MiddleEnd::None, llvm::Emit::Assembly).map_err(|e| fail(&e))?;
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        };
+        out += &format!("; target {target}\n{piece}\n");
+    }
+    Ok(out)
+}
