@@ -71,8 +71,8 @@ pub(crate) trait Backend: Send {
     fn begin(&mut self, parallel: bool) -> Result<(), Error>;
     /// Where kernels find the n-th input during this run.
     fn input(&mut self, n: usize, value: &Value) -> Result<u64, Error>;
-    /// Where kernels put the n-th output during this run; gives the tensor its shape.
-    fn output(&mut self, n: usize, dtype: DType, shape: &[i64], tensor: &mut Tensor) -> Result<u64, Error>;
+    /// Where kernels put the n-th output during this run; gives the tensor, if any, its shape.
+    fn output(&mut self, n: usize, dtype: DType, shape: &[i64], tensor: Option<&mut Tensor>) -> Result<u64, Error>;
     /// Runs a kernel on buffers at these addresses.
     fn launch(&mut self, launch: &Launch, args: &[u64]) -> Result<(), Error>;
     /// Copies; source and destination do not overlap, or are the same.
@@ -94,6 +94,22 @@ pub(crate) trait Backend: Send {
     /// The steps asked for by [`Replay::Record`] are done.
     fn recorded(&mut self, _key: u64) -> Result<(), Error> {
         Ok(())
+    }
+    /// Most iterations of a loop: devices that compute nothing cannot know when it ends.
+    fn max_trips(&self) -> i64 {
+        i64::MAX
+    }
+    /// Whether outputs can stay in memory of the device.
+    fn keeps_outputs(&self) -> bool {
+        false
+    }
+    /// The outputs of the last run, in the memory of the device.
+    fn kept_outputs(&mut self) -> Vec<DeviceBuffer> {
+        Vec::new()
+    }
+    /// Copies a tensor from the device's memory.
+    fn download(&mut self, buffer: &DeviceBuffer) -> Result<Tensor, Error> {
+        Err(Error::NoGpu(format!("{} cannot read the memory of {}", self.name(), buffer.device)))
     }
     /// Puts a tensor in the device's memory, where the device has one of its own.
     fn upload(&mut self, _tensor: &TensorRef) -> Result<DeviceBuffer, Error> {

@@ -127,7 +127,10 @@ impl Backend for Cpu {
         Ok(self.staged[n].as_ptr() as u64)
     }
 
-    fn output(&mut self, _n: usize, dtype: DType, shape: &[i64], tensor: &mut Tensor) -> Result<u64, Error> {
+    fn output(&mut self, _n: usize, dtype: DType, shape: &[i64], tensor: Option<&mut Tensor>) -> Result<u64, Error> {
+        let Some(tensor) = tensor else {
+            return Err(Error::Plan("an output without a place".into()));
+        };
         tensor.reset_i64(dtype, shape)?;
         Ok(tensor.bytes_mut().as_mut_ptr() as u64)
     }

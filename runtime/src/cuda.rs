@@ -42,24 +42,37 @@ pub(crate) fn choose<'a>(ordinal: u32, plan: &str, candidates: &[(&'a Plan, &'a 
 /// A session's view of a GPU. Fields are dropped in this order: graphs and modules before memory,
 /// all before the stream and the context.
 pub(crate) struct Cuda {
-    /// By the sizes and places they are for; `None` after a first run, which loads what is lazily loaded.
-    graphs: BTreeMap<u64, Option<Graph>>,
+    graphs: Vec<Graph>,
     graph_uses: u64,
     use_graphs: bool,
     recording: bool,
     kernels: Kernels,
     inputs: Vec<Option<Block>>,
-    outputs: Vec<Option<Block>>,
+    outputs: Vec<Option<Output>>,
+    /// Where the inputs of this run are.
+    places: Vec<u64>,
     timer: Option<Timer>,
     constants: Option<Block>,
     stream: Stream,
     context: Arc<Context>,
 }
 
+/// A recorded run: of these sizes and places, with inputs at these addresses.
 struct Graph {
+    key: u64,
+    inputs: Vec<u64>,
+    /// Null after a first run, which loads what the driver loads lazily.
     exec: sys::CUgraphExec,
     last_use: u64,
     context: Arc<Context>,
+}
+
+/// An output's memory; whoever was given it keeps it alive.
+struct Output {
+    memory: Arc<DeviceMemory>,
+    bytes: usize,
+    dtype: DType,
+    shape: Vec<usize>,
 }
 
 struct Stream(sys::CUstream, Arc<Context>);
@@ -87,13 +100,14 @@ impl Cuda {
         let entry = &artifact.manifest().codes[code];
         let kernels = Kernels::load(&context, plan, entry, artifact.code(code)?)?;
         Ok(Cuda {
-            graphs: BTreeMap::new(),
+            graphs: Vec::new(),
             graph_uses: 0,
             use_graphs: false,
             recording: false,
             kernels,
             inputs: Vec::new(),
             outputs: Vec::new(),
+            places: Vec::new(),
             timer: None,
             constants: None,
             stream,
@@ -138,43 +152,57 @@ impl Cuda {
         check(&self.context, "waiting for the GPU", unsafe { sys::cuStreamSynchronize(self.stream.0) })
     }
 
-    /// The n-th block of a list, made large enough.
-    fn reserve(&mut self, output: bool, n: usize, bytes: usize) -> Result<u64, Error> {
-        let list = if output { &mut self.outputs } else { &mut self.inputs };
-        if list.len() <= n {
-            list.resize_with(n + 1, || None);
+    /// Memory for the n-th input, large enough.
+    fn stage(&mut self, n: usize, bytes: usize) -> Result<u64, Error> {
+        if self.inputs.len() <= n {
+            self.inputs.resize_with(n + 1, || None);
         }
-        if let Some(block) = &list[n]
+        if let Some(block) = &self.inputs[n]
             && block.bytes >= bytes
         {
             return Ok(block.address);
         }
-        list[n] = None;
+        self.inputs[n] = None;
         let block = self.alloc(bytes)?;
         let address = block.address;
-        let list = if output { &mut self.outputs } else { &mut self.inputs };
-        list[n] = Some(block);
+        self.inputs[n] = Some(block);
         Ok(address)
+    }
+
+    /// The recorded run that this one is a repetition of.
+    fn recorded_run(&mut self, key: u64) -> Option<&mut Graph> {
+        let places = &self.places;
+        self.graphs.iter_mut().find(|g| g.key == key && g.inputs == *places)
     }
 
     /// Drops the graph that was not used for longest, when there are too many.
     fn make_room(&mut self) {
-        if self.graphs.len() < MAX_GRAPHS {
-            return;
-        }
-        let age = |graph: &Option<Graph>| graph.as_ref().map_or(0, |g| g.last_use);
-        if let Some(oldest) = self.graphs.iter().min_by_key(|(_, g)| age(g)).map(|(k, _)| *k) {
-            self.graphs.remove(&oldest);
+        if self.graphs.len() >= MAX_GRAPHS
+            && let Some(oldest) = (0..self.graphs.len()).min_by_key(|i| self.graphs[*i].last_use)
+        {
+            self.graphs.remove(oldest);
         }
     }
 
     fn launch_graph(&mut self, key: u64) -> Result<(), Error> {
         self.graph_uses += 1;
-        let Some(Some(graph)) = self.graphs.get_mut(&key) else { return Ok(()) };
-        graph.last_use = self.graph_uses;
-        // SAFETY: an instantiated graph, our stream; its addresses are alive: `alloc` drops graphs.
-        let launched = unsafe { sys::cuGraphLaunch(graph.exec, self.stream.0) };
-        check(&self.context, "launching a graph", launched)
+        let (uses, stream, context) = (self.graph_uses, self.stream.0, self.context.clone());
+        let Some(graph) = self.recorded_run(key) else { return Ok(()) };
+        graph.last_use = uses;
+        // SAFETY: an instantiated graph, our stream; its addresses are alive: `alloc` drops graphs,
+        // and inputs are where they were.
+        check(&context, "launching a graph", unsafe { sys::cuGraphLaunch(graph.exec, stream) })
+    }
+
+    fn copy_to_host(&self, from: u64, to: &mut [u8]) -> Result<(), Error> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        let (at, len) = (to.as_mut_ptr().cast(), to.len());
+        // SAFETY: the caller's memory, at least that long on both sides; callers wait for the copy
+        // before they give `to` back.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(at, from, len, self.stream.0) };
+        check(&self.context, "copying to the host", copied)
     }
 }
 
@@ -195,26 +223,56 @@ impl Backend for Cuda {
     }
 
     fn input(&mut self, n: usize, value: &Value) -> Result<u64, Error> {
-        match value {
+        let place = match value {
             Value::Host(host) => {
-                let to = self.reserve(false, n, host.bytes().len())?;
+                let to = self.stage(n, host.bytes().len())?;
                 self.write(to, host.bytes())?;
-                Ok(to)
+                to
             }
-            Value::Device(buffer) if buffer.device == self.context.name => {
-                // Copied, so that recorded graphs find inputs where they were.
+            Value::Device(buffer) if buffer.device != self.context.name => {
+                return Err(Error::WrongDevice { input: format!("#{n}"), found: buffer.device.clone(), session: self.context.name.clone() });
+            }
+            // What this run will overwrite is copied, all else is read where it is.
+            Value::Device(buffer) if self.outputs.iter().flatten().any(|o| o.memory.address == buffer.address) => {
                 let bytes = crate::tensor::byte_len(buffer.dtype, &buffer.shape)?;
-                let to = self.reserve(false, n, bytes)?;
+                let to = self.stage(n, bytes)?;
                 self.copy(buffer.address, to, bytes)?;
-                Ok(to)
+                to
             }
-            Value::Device(buffer) => Err(Error::WrongDevice { input: format!("#{n}"), found: buffer.device.clone(), session: self.context.name.clone() }),
+            Value::Device(buffer) => buffer.address,
+        };
+        if self.places.len() <= n {
+            self.places.resize(n + 1, 0);
         }
+        self.places[n] = place;
+        Ok(place)
     }
 
-    fn output(&mut self, n: usize, dtype: DType, shape: &[i64], tensor: &mut Tensor) -> Result<u64, Error> {
-        tensor.reset_i64(dtype, shape)?;
-        self.reserve(true, n, tensor.bytes().len())
+    fn output(&mut self, n: usize, dtype: DType, shape: &[i64], tensor: Option<&mut Tensor>) -> Result<u64, Error> {
+        if let Some(tensor) = tensor {
+            tensor.reset_i64(dtype, shape)?;
+        }
+        if self.outputs.len() <= n {
+            self.outputs.resize_with(n + 1, || None);
+        }
+        if let Some(output) = &self.outputs[n]
+            && output.dtype == dtype
+            && output.shape.iter().map(|d| *d as i64).eq(shape.iter().copied())
+        {
+            return Ok(output.memory.address);
+        }
+        let shape: Vec<usize> = shape.iter().map(|d| *d as usize).collect();
+        let needed = crate::tensor::byte_len(dtype, &shape)?;
+        let (memory, bytes) = match self.outputs[n].take() {
+            Some(old) if old.bytes >= needed => (old.memory, old.bytes),
+            _ => {
+                self.graphs.clear();
+                (Arc::new(DeviceMemory::new(&self.context, needed)?), needed)
+            }
+        };
+        let address = memory.address;
+        self.outputs[n] = Some(Output { memory, bytes, dtype, shape });
+        Ok(address)
     }
 
     fn launch(&mut self, launch: &Launch, args: &[u64]) -> Result<(), Error> {
@@ -234,13 +292,7 @@ impl Backend for Cuda {
     }
 
     fn read(&mut self, from: u64, into: &mut [u8]) -> Result<(), Error> {
-        if into.is_empty() {
-            return Ok(());
-        }
-        let to = into.as_mut_ptr().cast();
-        // SAFETY: a buffer of the session at least that long; `into` outlives the wait below.
-        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, into.len(), self.stream.0) };
-        check(&self.context, "reading back", copied)?;
+        self.copy_to_host(from, into)?;
         self.wait()
     }
 
@@ -256,13 +308,10 @@ impl Backend for Cuda {
     }
 
     fn finish(&mut self, outputs: &mut [Tensor]) -> Result<(), Error> {
-        for (tensor, block) in outputs.iter_mut().zip(&self.outputs) {
-            let (Some(block), false) = (block, tensor.bytes().is_empty()) else { continue };
-            let to = tensor.bytes_mut();
-            let (at, len) = (to.as_mut_ptr().cast(), to.len());
-            // SAFETY: the block was reserved for this tensor; the wait below ends the copy.
-            let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(at, block.address, len, self.stream.0) };
-            check(&self.context, "downloading an output", copied)?;
+        for (tensor, output) in outputs.iter_mut().zip(&self.outputs) {
+            if let Some(output) = output {
+                self.copy_to_host(output.memory.address, tensor.bytes_mut())?;
+            }
         }
         self.wait()
     }
@@ -310,15 +359,17 @@ impl Backend for Cuda {
         if !self.use_graphs {
             return Ok(Replay::Off);
         }
-        match self.graphs.get(&key) {
-            Some(Some(_)) => {
+        match self.recorded_run(key) {
+            Some(graph) if !graph.exec.is_null() => {
                 self.launch_graph(key)?;
                 return Ok(Replay::Done);
             }
-            Some(None) => {}
+            Some(_) => {}
             None => {
                 self.make_room();
-                self.graphs.insert(key, None);
+                self.graph_uses += 1;
+                let (inputs, context) = (self.places.clone(), self.context.clone());
+                self.graphs.push(Graph { key, inputs, exec: std::ptr::null_mut(), last_use: self.graph_uses, context });
                 return Ok(Replay::Off);
             }
         }
@@ -343,9 +394,37 @@ impl Backend for Cuda {
             made
         };
         check(&self.context, "instantiating a graph", made)?;
-        let context = self.context.clone();
-        self.graphs.insert(key, Some(Graph { exec, last_use: 0, context }));
+        match self.recorded_run(key) {
+            Some(graph) => graph.exec = exec,
+            None => return Err(Error::Plan("a recording for no run".into())),
+        }
         self.launch_graph(key)
+    }
+
+    fn keeps_outputs(&self) -> bool {
+        true
+    }
+
+    fn kept_outputs(&mut self) -> Vec<DeviceBuffer> {
+        let buffer = |o: &Output| DeviceBuffer {
+            device: self.context.name.clone(),
+            address: o.memory.address,
+            dtype: o.dtype,
+            shape: o.shape.clone(),
+            _owner: Some(Box::new(o.memory.clone())),
+        };
+        self.outputs.iter().flatten().map(buffer).collect()
+    }
+
+    fn download(&mut self, buffer: &DeviceBuffer) -> Result<Tensor, Error> {
+        if buffer.device != self.context.name {
+            return Err(Error::NoGpu(format!("{} cannot read the memory of {}", self.context.name, buffer.device)));
+        }
+        self.context.make_current()?;
+        let mut tensor = Tensor::zeros(buffer.dtype, &buffer.shape)?;
+        self.copy_to_host(buffer.address, tensor.bytes_mut())?;
+        self.wait()?;
+        Ok(tensor)
     }
 
     fn upload(&mut self, tensor: &TensorRef) -> Result<DeviceBuffer, Error> {
@@ -389,8 +468,10 @@ impl Drop for Timer {
 impl Drop for Graph {
     fn drop(&mut self) {
         self.context.make_current().ok();
-        // SAFETY: instantiated by `recorded`, destroyed once; the driver waits for its launches.
-        unsafe { sys::cuGraphExecDestroy(self.exec) };
+        if !self.exec.is_null() {
+            // SAFETY: instantiated by `recorded`, destroyed once; the driver waits for its launches.
+            unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) struct Run<'a, 'w> {
     pub(crate) constants: &'a [u64],
     /// Value of each symbol; of use only where it is defined.
     pub(crate) symbols: &'a mut [i64],
+    /// Where outputs go; none of them when they stay on the device.
     pub(crate) outputs: &'a mut [Tensor],
     /// Room for a launch's addresses.
     pub(crate) args: &'a mut Vec<u64>,
@@ -121,6 +122,7 @@ impl Run<'_, '_> {
                             Some(id) => self.read_bool(frame.address[id.index()])?,
                             None => true,
                         };
+                        let trip = trip.min(self.backend.max_trips());
                         let inner = &info.children[next_child];
                         let k = next_child;
                         next_child += 1;

@@ -211,7 +211,7 @@ impl Frame {
                 BufferKind::Output(n) => {
                     let n = *n as usize;
                     let shape = &self.dims[about.dims.clone()];
-                    self.address[id.index()] = run.backend.output(n, buffer.dtype, shape, &mut run.outputs[n])?;
+                    self.address[id.index()] = run.backend.output(n, buffer.dtype, shape, run.outputs.get_mut(n))?;
                 }
                 BufferKind::View { of, .. } => {
                     let offset = self.segments[segment].bindings[index].offsets[k];

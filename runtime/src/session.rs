@@ -239,6 +239,7 @@ impl Session {
     {
         let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
         self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
+        let outputs = self.fit(outputs)?;
         self.run_with(&by_name, outputs, Watch::Nothing)
     }
 
@@ -250,6 +251,7 @@ impl Session {
         let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
         self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
         let mut times = Vec::new();
+        let outputs = self.fit(outputs)?;
         self.run_with(&by_name, outputs, Watch::Times(&mut times))?;
         Ok(times)
     }
@@ -262,7 +264,36 @@ impl Session {
     {
         let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
         self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
+        let outputs = self.fit(outputs)?;
         self.run_with(&by_name, outputs, Watch::Values(show))
+    }
+
+    /// Runs the model on a GPU and leaves the outputs in its memory, in the model's order. The next
+    /// run of the session overwrites them; as its inputs, they are copied first.
+    pub fn run_resident<'v, V>(&mut self, inputs: &[(&str, V)]) -> Result<Vec<DeviceBuffer>, Error>
+    where
+        V: Copy + Into<Value<'v>>,
+    {
+        if !self.backend.keeps_outputs() {
+            return Err(Error::NoGpu(format!("{} keeps outputs in host memory", self.backend.name())));
+        }
+        let by_name = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).into());
+        self.check_names(&mut inputs.iter().map(|(n, _)| *n))?;
+        self.run_with(&by_name, &mut [], Watch::Nothing)?;
+        Ok(self.backend.kept_outputs())
+    }
+
+    /// Copies a tensor from the memory of the session's GPU.
+    pub fn download(&mut self, buffer: &DeviceBuffer) -> Result<Tensor, Error> {
+        self.backend.download(buffer)
+    }
+
+    /// As many tensors as the model has outputs.
+    fn fit<'o>(&self, outputs: &'o mut Outputs) -> Result<&'o mut [Tensor], Error> {
+        if outputs.tensors.len() != self.names.len() {
+            *outputs = self.new_outputs()?;
+        }
+        Ok(&mut outputs.tensors)
     }
 
     fn check_names(&self, names: &mut dyn Iterator<Item = &str>) -> Result<(), Error> {
@@ -280,12 +311,9 @@ impl Session {
         if n > ports.len() { Err(Error::RepeatedInput(last.into())) } else { Ok(()) }
     }
 
-    fn run_with<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, watch: Watch) -> Result<(), Error> {
+    fn run_with<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut [Tensor], watch: Watch) -> Result<(), Error> {
         if let Some(why) = &self.closed {
             return Err(Error::Closed(why.clone()));
-        }
-        if outputs.tensors.len() != self.names.len() {
-            *outputs = self.new_outputs()?;
         }
         self.bind_inputs(input)?;
         let done = self.run_bound(input, outputs, watch);
@@ -369,7 +397,7 @@ impl Session {
         Error::InputShape { input: port.name.clone(), expected: format!("[{}]", dims.join(" x ")), found: Shape(value.shape().to_vec()), why }
     }
 
-    fn run_bound<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut Outputs, watch: Watch) -> Result<(), Error> {
+    fn run_bound<'v>(&mut self, input: &dyn Fn(&str) -> Option<Value<'v>>, outputs: &mut [Tensor], watch: Watch) -> Result<(), Error> {
         let manifest = self.artifact.manifest();
         let plan = &manifest.plans[self.plan];
         let (body, info, frame) = (&plan.body, &self.info, &mut self.frame);
@@ -390,7 +418,7 @@ impl Session {
             gpu: self.gpu,
             constants: &self.constants,
             symbols: &mut self.symbols,
-            outputs: &mut outputs.tensors,
+            outputs,
             args: &mut self.args,
             watch,
         };
@@ -409,7 +437,7 @@ impl Session {
             let buffer = &body.buffers[id.index()];
             if !matches!(buffer.kind, BufferKind::Output(k) if k as usize == n) {
                 let shape = &frame.dims[info.buffers[id.index()].dims.clone()];
-                let to = run.backend.output(n, buffer.dtype, shape, &mut run.outputs[n])?;
+                let to = run.backend.output(n, buffer.dtype, shape, run.outputs.get_mut(n))?;
                 run.backend.copy(frame.address[id.index()], to, frame.bytes[id.index()])?;
             }
         }

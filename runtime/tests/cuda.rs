@@ -175,6 +175,16 @@ fn inputs_may_stay_on_the_gpu() {
     let out = session.run(&[("a", &there), ("b", &there)]).unwrap();
     let twice: Vec<f32> = noise(5, 100).iter().map(|v| v + v).collect();
     assert_eq!(out["z"].as_slice::<f32>().unwrap(), twice);
+
+    // Outputs stay there too, and may be the next inputs: z doubles each time.
+    let mut now = session.run_resident(&[("a", &there), ("b", &there)]).unwrap().remove(1);
+    for power in 2..8 {
+        let before = session.download(&now).unwrap();
+        now = session.run_resident(&[("a", &now), ("b", &there)]).unwrap().remove(1);
+        let after = session.download(&now).unwrap();
+        let doubled: Vec<f32> = before.as_slice::<f32>().unwrap().iter().map(|v| v * 2.0).collect();
+        assert_eq!(after.as_slice::<f32>().unwrap(), doubled, "{power}");
+    }
 }
 
 #[test]

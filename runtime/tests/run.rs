@@ -114,6 +114,7 @@ fn requests_that_do_not_fit_are_told_why() {
     let far = unsafe { pavage_runtime::DeviceBuffer::from_raw("cuda:0", 64, DType::F32, &[2, 8]) };
     let error = session.run(&[("a", Value::from(&far)), ("b", Value::from(&x))]).unwrap_err();
     assert_eq!(error.to_string(), "input `a` is in the memory of cuda:0, the session runs on cpu");
+    assert_eq!(session.run_resident(&[("a", &x), ("b", &x)]).unwrap_err().to_string(), "no usable GPU: cpu keeps outputs in host memory");
 }
 
 #[test]
