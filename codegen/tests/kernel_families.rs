@@ -2,7 +2,7 @@
 mod common;
 use common::{
     Noise,
-    regions::{Case, call, check_cpu, load_at, output, output_at, pick, size, ty},
+    regions::{Case, call, check, load_at, output, output_at, pick, size, ty},
 };
 use pavage_ir::{
     Binding, DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, Tensor,
@@ -100,7 +100,7 @@ fn maps() {
         }
         cases.push(Case::new(r, binding, &mut noise));
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn every_tail_and_cast() {
         output(&mut r, y);
         cases.push(Case::new(r, binding, &mut noise));
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn indices_guards_and_reshapes() {
             cases.push(Case::new(r, Binding::default(), &mut noise));
         }
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 fn reduction(noise: &mut Noise) -> Case {
@@ -211,7 +211,7 @@ fn reduction(noise: &mut Noise) -> Case {
         other => other,
     };
     let mut case = Case::new(r, binding, noise);
-    case.tolerance = 3e-5;
+    case.tolerance = 1e-4;
     case
 }
 
@@ -219,7 +219,7 @@ fn reduction(noise: &mut Noise) -> Case {
 fn reductions() {
     let mut noise = Noise(10);
     let cases: Vec<Case> = (0..60).map(|_| reduction(&mut noise)).collect();
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn extremes_meet_nan() {
             cases.push(case);
         }
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 fn window(noise: &mut Noise, spatial: usize, layout: Layout) -> (Window, Vec<usize>) {
@@ -331,7 +331,7 @@ fn windows() {
         // A pooled window that lies in the padding alone is a mean of nothing.
         cases.push(Case { tolerance: 3e-5, ..case });
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -370,5 +370,45 @@ fn contractions() {
         relu_of_acc(&mut r, acc);
         cases.push(Case { tolerance: 3e-5, ..Case::new(r, binding, &mut noise) });
     }
-    check_cpu(&cases);
+    check(&cases);
+}
+
+#[test]
+fn attention() {
+    let mut noise = Noise(14);
+    let mut cases = vec![];
+    for i in 0..16 {
+        let mut binding = Binding::default();
+        let batch = random_sizes(&mut noise, &mut binding, i % 3, &[1, 2, 3]);
+        let [s, t, e, d] = [&[1i64, 5, 9][..], &[3, 16, 37], &[4, 8, 20], &[4, 16, 24, 35]].map(|of| pick(&mut noise, of));
+        let (s, t, e) = (size(s, &mut noise, &mut binding), size(t, &mut noise, &mut binding), size(e, &mut noise, &mut binding));
+        let d = Dim::from(d);
+        let of = |x: &Dim, y: &Dim| batch.iter().cloned().chain([x.clone(), y.clone()]).collect::<Vec<_>>();
+        let mut r = Region::new("attention", of(&s, &d));
+        let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16]);
+        let p = batch.len();
+        let q = own_load(&mut r, dtype, &of(&s, &e));
+        let k = if i % 2 == 0 {
+            own_load(&mut r, dtype, &of(&t, &e))
+        } else {
+            // Keys stored transposed.
+            r.args.push(ty(dtype, &of(&e, &t)));
+            let index = (0..p).chain([p + 1, p]).map(Dim::axis).collect();
+            load_at(&mut r, 1, index, None)
+        };
+        let v = own_load(&mut r, dtype, &of(&t, &d));
+        let mask = (i % 4 == 3).then(|| own_load(&mut r, DType::F32, &of(&s, &t)));
+        r.heart = Heart::Attention { q, k, v, mask, scale: pavage_ir::Real::new(0.3), keys: t, depth: e };
+        let acc = r.push(Expr::Acc(0), dtype);
+        let y = call(&mut r, ScalarFn::Neg, &[acc]);
+        output(&mut r, y);
+        let mut case = Case::new(r, binding, &mut noise);
+        if mask.is_some() {
+            let m = &case.args[3];
+            let values = m.to_f64().iter().map(|v| Scalar::F(if *v > 1.5 { f64::NEG_INFINITY } else { *v })).collect::<Vec<_>>();
+            case.args[3] = Tensor::from_scalars(DType::F32, m.shape().to_vec(), values);
+        }
+        cases.push(Case { tolerance: 1e-4, ..case });
+    }
+    check(&cases);
 }

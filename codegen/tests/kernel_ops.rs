@@ -2,7 +2,7 @@
 mod common;
 use common::{
     Noise,
-    regions::{Case, check_cpu, op_region, pick, size, ty},
+    regions::{Case, check, op_region, pick, size, ty},
 };
 use pavage_ir::{
     Binding, DType, Dim, Op, Real, Scalar, Tensor,
@@ -28,7 +28,7 @@ fn cumulative() {
             cases.push(Case { tolerance: 1e-4, ..Case::new(op_region(op, vec![ty(dtype, &shape)]), binding, &mut noise) });
         }
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn topk() {
         }
         cases.push(case);
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn nonzero() {
         assert_eq!(case.region.outputs[0].ty.shape[1], Dim::from(Atom::Sym(sym)));
         cases.push(case);
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn conv_transpose() {
         let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16]);
         cases.push(Case { tolerance: 2e-5, ..Case::new(op_region(op, vec![ty(dtype, &x), ty(dtype, &w)]), Binding::default(), &mut noise) });
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn resize() {
         }
         cases.push(Case { tolerance: 1e-4, ..case });
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn scatters() {
         case.args[1] = Tensor::from_scalars(DType::I64, case.args[1].shape().to_vec(), at);
         cases.push(Case { tolerance: 1e-4, ..case });
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 fn activations(noise: &mut Noise, n: usize) -> Vec<Activation> {
@@ -240,7 +240,7 @@ fn recurrences() {
         case.tolerance = if dtype == DType::F16 { 2e-2 } else { 1e-4 };
         cases.push(case);
     }
-    check_cpu(&cases);
+    check(&cases);
 }
 
 /// Complete trees of a depth with random tests; leaves of random length.
@@ -296,5 +296,5 @@ fn trees() {
             cases.push(case);
         }
     }
-    check_cpu(&cases);
+    check(&cases);
 }

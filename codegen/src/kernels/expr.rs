@@ -78,6 +78,12 @@ impl Point {
         Point { axes, vector: (vector.lanes > 1).then_some(vector), ..Point::default() }
     }
 
+    /// The same point with this vector axis.
+    pub fn along(mut self, vector: Option<VectorAxis>) -> Point {
+        self.vector = vector;
+        self
+    }
+
     /// Lanes of the vector axis, 1 in scalar mode.
     pub fn lanes(&self) -> usize {
         self.vector.map_or(1, |v| v.lanes)

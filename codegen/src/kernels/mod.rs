@@ -3,6 +3,7 @@
 //! A [`Family`] lists the schedules with which it can run a region on a target, the most promising first, and
 //! builds the kernel of one. [`build`] takes the first family of [`FAMILIES`] that applies: specialised ones
 //! stand before the general loops, which take everything.
+pub mod attention;
 pub mod conv_cpu;
 pub mod cost;
 pub mod cumulative;
@@ -196,6 +197,7 @@ pub const FAMILIES: &[Family] = &[
     gemm_cpu::FAMILY,
     depthwise_cpu::FAMILY,
     conv_cpu::FAMILY,
+    attention::FAMILY,
     naive::POOL,
     naive::FAMILY,
     resize::FAMILY,

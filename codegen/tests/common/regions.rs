@@ -1,9 +1,10 @@
 //! Regions built, compiled, run and compared with what they mean.
 use super::{Library, Noise, load};
 use pavage_codegen::{
+    compile::ptx,
     kernels::{self, ArgFacts, Built},
     targets::Target,
-    tile::Kernel,
+    tile::{Kernel, interp::run_gpu},
 };
 use pavage_ir::{
     Binding, DType, Dim, Expr, ExprId, Heart, Op, Region, Scalar, ScalarFn, Schedule, Tensor, TensorType, op::TypeArgs, region::RegionOutput,
@@ -68,6 +69,35 @@ pub(crate) fn check_cpu(cases: &[Case]) {
     }
 }
 
+/// As [`check_cpu`], and on a GPU: every kernel becomes PTX, and is run by the interpreter.
+pub(crate) fn check(cases: &[Case]) {
+    check_cpu(cases);
+    let target = Target::parse("sm_80").expect("a known target");
+    let built: Vec<Built> = cases.iter().enumerate().map(|(i, c)| c.build(&target, &format!("k{i}"))).collect();
+    let kernels: Vec<Kernel> = built.iter().map(|b| b.kernel.clone()).collect();
+    for (i, (case, built)) in cases.iter().zip(&built).enumerate() {
+        let what = || format!("GPU case {i}, {}\n{}\n{:?}\n{}", built.schedule, case.region, case.binding, built.kernel);
+        let start = outputs_before(case);
+        let want = eval_region(&case.region, &case.args, &case.binding, Some(&start)).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        let mut bufs = packed_args(case, built);
+        bufs.extend(start.iter().map(|t| t.bytes().to_vec()));
+        let size = |d: &Dim| d.eval(&case.binding).unwrap_or_else(|| panic!("{d} has no value"));
+        let dims: Vec<i64> = built.dims.iter().map(size).collect();
+        let grid = built.grid.as_ref().expect("a GPU kernel").each_ref().map(|d| size(d) as u32);
+        run_gpu(&built.kernel, &mut bufs, &dims, grid, i as u64).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        for ((w, t), bytes) in want.iter().zip(&start).zip(bufs.split_off(case.args.len())) {
+            let got = Tensor::new(t.dtype(), t.shape(), bytes).expect("the same size");
+            compare(w, &got, case.tolerance, &what);
+        }
+    }
+    ptx(&kernels, &target).unwrap_or_else(|e| panic!("{e}"));
+}
+
+fn packed_args(case: &Case, built: &Built) -> Vec<Vec<u8>> {
+    let packed = |i: usize, t: &Tensor| built.packs.iter().find(|(k, _)| *k == i).map(|(_, p)| p.apply(t));
+    case.args.iter().enumerate().map(|(i, t)| packed(i, t).as_ref().unwrap_or(t).bytes().to_vec()).collect()
+}
+
 /// Outputs hold something before: a region may write a part.
 pub(crate) fn outputs_before(case: &Case) -> Vec<Tensor> {
     let mut noise = Noise(99);
@@ -77,11 +107,7 @@ pub(crate) fn outputs_before(case: &Case) -> Vec<Tensor> {
 const CANARY: u8 = 0xA5;
 
 fn run_cpu(lib: &Library, name: &str, case: &Case, built: &Built, start: &[Tensor]) -> Vec<Tensor> {
-    let mut bufs: Vec<Vec<u8>> = vec![];
-    for (i, t) in case.args.iter().enumerate() {
-        let packed = built.packs.iter().find(|(k, _)| *k == i).map(|(_, p)| p.apply(t));
-        bufs.push(packed.as_ref().unwrap_or(t).bytes().to_vec());
-    }
+    let mut bufs = packed_args(case, built);
     for t in start {
         let mut bytes = t.bytes().to_vec();
         bytes.extend([CANARY; 64]);
