@@ -135,6 +135,11 @@ impl Tensor {
         }
     }
 
+    /// Whether the bytes are part of a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(..))
+    }
+
     /// The same bytes under another shape of as many elements.
     pub fn reshaped(&self, shape: impl Into<Vec<usize>>) -> Result<Self, TensorError> {
         let shape = shape.into();

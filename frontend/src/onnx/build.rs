@@ -70,6 +70,15 @@ pub(crate) struct Frame {
     /// Values of enclosing frames that this one reads, in the order of the inputs made for them.
     pub(crate) captures: Vec<Val>,
     local: BTreeMap<Val, Value>,
+    /// Symbols that ops of this graph define.
+    symbols: BTreeSet<String>,
+}
+
+impl Frame {
+    /// Whether a type mentions a size that only this graph knows.
+    pub(crate) fn defines_size_of(&self, ty: &TensorType) -> bool {
+        ty.shape.iter().flat_map(Dim::symbols).any(|s| self.symbols.contains(s.name.as_ref()))
+    }
 }
 
 /// What earlier attempts learned of the model's size symbols.
@@ -162,6 +171,7 @@ impl Builder {
     /// A fresh symbol for a size that data decides.
     pub(crate) fn data_symbol(&mut self, name: &str, max: Option<i64>) -> Sym {
         let name = self.unique_symbol(name);
+        self.frame().symbols.insert(name.clone());
         Sym { name: name.as_str().into(), min: 0, max }
     }
 
@@ -244,7 +254,7 @@ impl Builder {
     // Frames.
 
     pub(crate) fn enter(&mut self, graph: Graph) {
-        self.frames.push(Frame { graph, captures: vec![], local: BTreeMap::new() });
+        self.frames.push(Frame { graph, captures: vec![], local: BTreeMap::new(), symbols: BTreeSet::new() });
     }
 
     pub(crate) fn leave(&mut self) -> Frame {
@@ -431,6 +441,9 @@ impl Builder {
     /// Elements `start..start + size` along one axis.
     pub(crate) fn slice_axis(&mut self, v: Val, axis: usize, start: Dim, size: Dim) -> Res<Val> {
         let mut sizes = self.shape(v);
+        if axis >= sizes.len() {
+            return invalid(format!("{} has no axis {axis}", self.ty(v)));
+        }
         let mut starts = vec![Dim::ZERO; sizes.len()];
         starts[axis] = start;
         sizes[axis] = size;

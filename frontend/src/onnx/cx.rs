@@ -2,6 +2,7 @@
 use super::{
     build::{Builder, Res, Val, invalid, missing},
     import::Importer,
+    tensors::Unread,
 };
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
 use pavage_ir::{DType, Tensor};
@@ -122,8 +123,9 @@ impl<'m> Cx<'_, 'm> {
         match self.attr(name, 4)? {
             Some(a) => match self.imp.files().tensor(&a.t) {
                 Ok(t) => Ok(Some(t)),
-                Err(crate::Error::Tensor { reason, .. }) if reason.ends_with("elements") => missing(reason),
-                Err(e) => super::import::fail(e),
+                Err(Unread::Text) => missing("string elements"),
+                Err(Unread::Dtype(what)) => missing(what),
+                Err(Unread::Wrong(e)) => super::import::fail(e),
             },
             None => Ok(None),
         }

@@ -5,7 +5,7 @@ use super::{
     cx::{Attrs, Cx},
     order,
     registry::{self, Found},
-    tensors::{Files, dtype_of},
+    tensors::{Files, Unread, dtype_of},
 };
 use crate::{Error, Problem};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto};
@@ -119,6 +119,11 @@ impl<'m> Importer<'m> {
 
     fn inputs(&mut self, proto: &'m GraphProto) -> Res<()> {
         let defaults: std::collections::HashSet<&str> = proto.initializer.iter().map(|t| t.name.as_str()).collect();
+        let sizes =
+            self.options.shapes.iter().map(|(k, v)| (k, *v)).chain(self.options.input_shapes.iter().flat_map(|(k, vs)| vs.iter().map(move |v| (k, *v))));
+        if let Some((name, size)) = sizes.into_iter().find(|(_, v)| *v < 1) {
+            return fail(Error::Request(format!("sizes are at least 1; the one given for `{name}` is {size}")));
+        }
         let mut symbols: BTreeMap<String, String> = BTreeMap::new();
         let mut fixed: BTreeMap<String, bool> = self.options.shapes.keys().map(|k| (k.clone(), false)).collect();
         let mut known_inputs = vec![];
@@ -220,7 +225,7 @@ impl<'m> Importer<'m> {
             };
         };
         let dims = shape.dim.iter().map(|d| match d.dim_param() {
-            "" if d.has_dim_value() && d.dim_value() > 0 => Declared::Size(d.dim_value()),
+            "" if d.has_dim_value() && d.dim_value() >= 0 => Declared::Size(d.dim_value()),
             "" | "?" | "None" | "unk" => Declared::Free,
             name => Declared::Named(name.to_string()),
         });
@@ -232,12 +237,12 @@ impl<'m> Importer<'m> {
         for tensor in &proto.initializer {
             let entry = match self.files.tensor(tensor) {
                 Ok(t) => Entry::Val(self.b.constant(t)),
-                Err(Error::Tensor { reason, .. }) if reason == "string elements" => Entry::Text,
-                Err(Error::Tensor { reason, .. }) if reason.ends_with("elements") => {
-                    self.problem("initializer", "", &tensor.name, reason);
+                Err(Unread::Text) => Entry::Text,
+                Err(Unread::Dtype(what)) => {
+                    self.problem("initializer", "", &tensor.name, what);
                     Entry::Unknown
                 }
-                Err(e) => return fail(e),
+                Err(Unread::Wrong(e)) => return fail(e),
             };
             self.define(&tensor.name, entry)?;
         }
@@ -473,7 +478,11 @@ impl<'m> Importer<'m> {
         let owner = format!("{}{name}", self.prefix);
         self.attribute(&owner);
         let frame = self.b.leave();
-        out.map(|types| (frame, types))
+        let types = out?;
+        if let Some(ty) = types.iter().find(|ty| frame.defines_size_of(ty)) {
+            return Err(Stop::Missing(format!("bodies that give sizes computed from data: {ty}")));
+        }
+        Ok((frame, types))
     }
 
     // Names.

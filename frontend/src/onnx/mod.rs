@@ -14,7 +14,10 @@ mod symbolic;
 mod tensors;
 mod wire;
 
-use crate::Error;
+use crate::{
+    Error,
+    files::{map_bytes, map_file},
+};
 use build::{Relations, Stop};
 use import::{Importer, OPSETS};
 use memmap2::Mmap;
@@ -69,7 +72,7 @@ pub struct Model {
 /// The file is mapped, and the graph's constants refer to the mapping: a file that is rewritten while the graph lives
 /// changes the graph.
 pub fn load(path: &Path, options: &Options) -> Result<Model, Error> {
-    let map = tensors::map_file(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let map = map_file(path).map_err(|source| Error::Read { path: path.into(), source })?;
     let mut options = options.clone();
     options.folder.get_or_insert_with(|| match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p.into(),
@@ -81,7 +84,7 @@ pub fn load(path: &Path, options: &Options) -> Result<Model, Error> {
 
 /// Import a model held in memory.
 pub fn load_bytes(bytes: &[u8], options: &Options) -> Result<Model, Error> {
-    let map = tensors::map_bytes(bytes).map_err(|source| Error::Read { path: "memory".into(), source })?;
+    let map = map_bytes(bytes).map_err(|source| Error::Read { path: "memory".into(), source })?;
     import(map, bytes.len(), options)
 }
 

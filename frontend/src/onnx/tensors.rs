@@ -1,16 +1,25 @@
 //! `TensorProto` to [`Tensor`]: payloads stay in the mapped file.
 use super::wire;
-use crate::Error;
+use crate::{Error, files::map_file};
 use memmap2::Mmap;
 use onnx_protobuf::TensorProto;
 use pavage_ir::{DType, Tensor, tensor::count_of};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs::File,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
+
+/// Why a tensor was not read.
+pub(crate) enum Unread {
+    /// It holds strings, which live outside graphs.
+    Text,
+    /// Its element type is one that Pavage lacks.
+    Dtype(String),
+    /// The file is wrong.
+    Wrong(Error),
+}
 
 /// The dtype of an ONNX element type code.
 pub(crate) fn dtype_of(code: i32) -> Result<DType, String> {
@@ -60,12 +69,16 @@ impl Files {
     }
 
     /// The tensor, its bytes shared with the file where the format allows.
-    pub(crate) fn tensor(&self, proto: &TensorProto) -> Result<Tensor, Error> {
-        let bad = |reason: String| Error::Tensor { tensor: proto.name.clone(), reason };
-        let dtype = dtype_of(proto.data_type).map_err(&bad)?;
-        if dtype == DType::Str {
-            return Err(bad("string elements".into()));
+    pub(crate) fn tensor(&self, proto: &TensorProto) -> Result<Tensor, Unread> {
+        match dtype_of(proto.data_type) {
+            Ok(DType::Str) => Err(Unread::Text),
+            Ok(dtype) => self.numbers(proto, dtype).map_err(Unread::Wrong),
+            Err(what) => Err(Unread::Dtype(what)),
         }
+    }
+
+    fn numbers(&self, proto: &TensorProto, dtype: DType) -> Result<Tensor, Error> {
+        let bad = |reason: String| Error::Tensor { tensor: proto.name.clone(), reason };
         let shape: Option<Vec<usize>> = proto.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
         let shape = shape.ok_or_else(|| bad(format!("negative extent in {:?}", proto.dims)))?;
         let count = count_of(&shape).ok_or_else(|| bad(format!("shape {shape:?} has too many elements")))?;
@@ -140,23 +153,4 @@ impl Files {
         self.external.borrow_mut().insert(path, map.clone());
         Ok(map)
     }
-}
-
-/// Map a regular file for reading.
-pub(crate) fn map_file(path: &Path) -> std::io::Result<Arc<Mmap>> {
-    // Asked before opening: opening a pipe would wait for its other end.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let file = File::open(path)?;
-    // SAFETY: the mapping is read-only and private to us. If another process truncates or rewrites the file while
-    // we read, contents change under us or the process is signalled, as with any mapped model; documented.
-    Ok(Arc::new(unsafe { Mmap::map(&file)? }))
-}
-
-/// Bytes as a read-only anonymous mapping, so that tensors can refer to them.
-pub(crate) fn map_bytes(bytes: &[u8]) -> std::io::Result<Arc<Mmap>> {
-    let mut map = memmap2::MmapMut::map_anon(bytes.len().max(1))?;
-    map[..bytes.len()].copy_from_slice(bytes);
-    map.make_read_only().map(Arc::new)
 }

@@ -1,14 +1,25 @@
 //! Activation functions, spelled in scalar functions.
-use super::math::unary;
 use crate::onnx::{
     build::{Builder, Res, Val},
     cx::Cx,
 };
-use pavage_ir::ScalarFn::{self, *};
+use pavage_ir::{
+    DType,
+    ScalarFn::{self, *},
+};
 
 pub(crate) fn relu(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     Ok(vec![cx.with_number(Max, x, 0.0)?])
+}
+
+/// A composite over floats: narrow ones are computed in f32 and rounded once.
+pub(crate) fn composite(cx: &mut Cx, f: fn(&mut Cx, Val) -> Res<Val>) -> Res<Vec<Val>> {
+    let x = cx.arg(0)?;
+    let dtype = cx.dtype(x);
+    let wide = cx.cast(x, if dtype.is_float() && dtype.bits() < 32 { DType::F32 } else { dtype })?;
+    let y = f(cx, wide)?;
+    Ok(vec![cx.cast(y, dtype)?])
 }
 
 /// `x` where the test against `bound` holds, else `other`.
@@ -17,10 +28,10 @@ fn where_x(b: &mut Builder, test: ScalarFn, x: Val, bound: f64, other: Val) -> R
     b.pointwise(Select, &[test, x, other])
 }
 
-pub(crate) fn leaky_relu(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, alpha) = (cx.arg(0)?, cx.float("alpha", 0.01)?);
+pub(crate) fn leaky_relu(cx: &mut Cx, x: Val) -> Res<Val> {
+    let alpha = cx.float("alpha", 0.01)?;
     let below = cx.with_number(Mul, x, alpha)?;
-    Ok(vec![where_x(cx, Ge, x, 0.0, below)?])
+    where_x(cx, Ge, x, 0.0, below)
 }
 
 pub(crate) fn prelu(cx: &mut Cx) -> Res<Vec<Val>> {
@@ -36,31 +47,30 @@ fn expm1(b: &mut Builder, x: Val, scale: f64) -> Res<Val> {
     b.with_number(Mul, e, scale)
 }
 
-pub(crate) fn elu(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, alpha) = (cx.arg(0)?, cx.float("alpha", 1.0)?);
+pub(crate) fn elu(cx: &mut Cx, x: Val) -> Res<Val> {
+    let alpha = cx.float("alpha", 1.0)?;
     let below = expm1(cx, x, alpha)?;
-    Ok(vec![where_x(cx, Ge, x, 0.0, below)?])
+    where_x(cx, Ge, x, 0.0, below)
 }
 
-pub(crate) fn selu(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
+pub(crate) fn selu(cx: &mut Cx, x: Val) -> Res<Val> {
     let (alpha, gamma) = (cx.float("alpha", 1.673_263_192_176_818_8)?, cx.float("gamma", 1.050_700_902_938_842_8)?);
     let below = expm1(cx, x, alpha)?;
     let y = where_x(cx, Gt, x, 0.0, below)?;
-    Ok(vec![cx.with_number(Mul, y, gamma)?])
+    cx.with_number(Mul, y, gamma)
 }
 
-pub(crate) fn celu(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, alpha) = (cx.arg(0)?, cx.float("alpha", 1.0)?);
+pub(crate) fn celu(cx: &mut Cx, x: Val) -> Res<Val> {
+    let alpha = cx.float("alpha", 1.0)?;
     let scaled = cx.with_number(Div, x, alpha)?;
     let below = expm1(cx, scaled, alpha)?;
-    Ok(vec![where_x(cx, Ge, x, 0.0, below)?])
+    where_x(cx, Ge, x, 0.0, below)
 }
 
-pub(crate) fn thresholded_relu(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, alpha) = (cx.arg(0)?, cx.float("alpha", 1.0)?);
+pub(crate) fn thresholded_relu(cx: &mut Cx, x: Val) -> Res<Val> {
+    let alpha = cx.float("alpha", 1.0)?;
     let zero = cx.scalar_like(x, 0.0);
-    Ok(vec![where_x(cx, Gt, x, alpha, zero)?])
+    where_x(cx, Gt, x, alpha, zero)
 }
 
 /// `max(0, min(1, alpha * x + beta))`.
@@ -71,33 +81,30 @@ fn hard(b: &mut Builder, x: Val, alpha: f64, beta: f64) -> Res<Val> {
     b.with_number(Min, y, 1.0)
 }
 
-pub(crate) fn hard_sigmoid(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, alpha, beta) = (cx.arg(0)?, cx.float("alpha", f64::from(0.2f32))?, cx.float("beta", 0.5)?);
-    Ok(vec![hard(cx, x, alpha, beta)?])
+pub(crate) fn hard_sigmoid(cx: &mut Cx, x: Val) -> Res<Val> {
+    let (alpha, beta) = (cx.float("alpha", f64::from(0.2f32))?, cx.float("beta", 0.5)?);
+    hard(cx, x, alpha, beta)
 }
 
-pub(crate) fn hard_swish(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
+pub(crate) fn hard_swish(cx: &mut Cx, x: Val) -> Res<Val> {
     let gate = hard(cx, x, 1.0 / 6.0, 0.5)?;
-    Ok(vec![cx.map(Mul, &[x, gate])?])
+    cx.map(Mul, &[x, gate])
 }
 
-pub(crate) fn mish(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
+pub(crate) fn mish(cx: &mut Cx, x: Val) -> Res<Val> {
     let t = cx.map(Softplus, &[x])?;
     let t = cx.map(Tanh, &[t])?;
-    Ok(vec![cx.map(Mul, &[x, t])?])
+    cx.map(Mul, &[x, t])
 }
 
-pub(crate) fn swish(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, alpha) = (cx.arg(0)?, cx.float("alpha", 1.0)?);
+pub(crate) fn swish(cx: &mut Cx, x: Val) -> Res<Val> {
+    let alpha = cx.float("alpha", 1.0)?;
     let scaled = if alpha == 1.0 { x } else { cx.with_number(Mul, x, alpha)? };
     let gate = cx.map(Sigmoid, &[scaled])?;
-    Ok(vec![cx.map(Mul, &[x, gate])?])
+    cx.map(Mul, &[x, gate])
 }
 
-pub(crate) fn gelu(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
+pub(crate) fn gelu(cx: &mut Cx, x: Val) -> Res<Val> {
     let inner = if cx.text("approximate", "none")? == "tanh" {
         // tanh(sqrt(2 / pi) * (x + 0.044715 x^3))
         let square = cx.map(Mul, &[x, x])?;
@@ -112,22 +119,20 @@ pub(crate) fn gelu(cx: &mut Cx) -> Res<Vec<Val>> {
     };
     let gate = cx.with_number(Add, inner, 1.0)?;
     let half = cx.with_number(Mul, x, 0.5)?;
-    Ok(vec![cx.map(Mul, &[half, gate])?])
+    cx.map(Mul, &[half, gate])
 }
 
-pub(crate) fn softsign(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
-    let size = unary(cx, Abs)?[0];
+pub(crate) fn softsign(cx: &mut Cx, x: Val) -> Res<Val> {
+    let size = cx.map(Abs, &[x])?;
     let below = cx.with_number(Add, size, 1.0)?;
-    Ok(vec![cx.map(Div, &[x, below])?])
+    cx.map(Div, &[x, below])
 }
 
-pub(crate) fn shrink(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
+pub(crate) fn shrink(cx: &mut Cx, x: Val) -> Res<Val> {
     let (bias, lambda) = (cx.float("bias", 0.0)?, cx.float("lambd", 0.5)?);
     let zero = cx.scalar_like(x, 0.0);
     let (up, down) = (cx.with_number(Add, x, bias)?, cx.with_number(Sub, x, bias)?);
     let (low, high) = (cx.with_number(Lt, x, -lambda)?, cx.with_number(Gt, x, lambda)?);
     let inner = cx.pointwise(Select, &[high, down, zero])?;
-    Ok(vec![cx.pointwise(Select, &[low, up, inner])?])
+    cx.pointwise(Select, &[low, up, inner])
 }

@@ -138,7 +138,8 @@ pub(crate) fn centred(cx: &mut Cx, x: Val, zero: Option<Val>, axis: usize) -> Re
     let mut zero = cx.cast(zero, DType::I32)?;
     if cx.rank(zero) == 1 {
         let mut shape = vec![Dim::one(); cx.rank(x)];
-        shape[axis] = cx.shape(zero)[0].clone();
+        let Some(at) = shape.get_mut(axis) else { return invalid(format!("zero points of type {} for {}", cx.ty(zero), cx.ty(x))) };
+        *at = cx.ty(zero).count();
         zero = cx.reshape(zero, shape)?;
     }
     cx.pointwise(ScalarFn::Sub, &[x, zero])
@@ -201,8 +202,8 @@ pub(crate) fn conv_transpose(cx: &mut Cx) -> Res<Vec<Val>> {
         for i in 0..n {
             let full = (shape[i + 2].clone() - Dim::one()) * Dim::from(strides[i]) + Dim::from(extra[i] + reach(i));
             let Some(total) = (full - target[i].clone()).as_const() else { return missing("an output shape that the input's does not decide") };
-            let total = total.max(0);
-            let small = total / 2;
+            // A target beyond the full extent is reached by negative pads: zeros at the end.
+            let small = total.div_euclid(2);
             (lo[i], hi[i]) = if auto == "SAME_UPPER" { (small, total - small) } else { (total - small, small) };
         }
     } else if auto != "VALID" {

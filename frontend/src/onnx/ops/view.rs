@@ -16,13 +16,23 @@ pub(crate) fn cast(cx: &mut Cx) -> Res<Vec<Val>> {
     if matches!(to, DType::F8E4M3 | DType::F8E5M2) && !cx.flag("saturate", true)? {
         return missing("conversion to 8-bit floats without saturation");
     }
-    Ok(vec![cx.cast(x, to)?])
+    Ok(vec![convert(cx, x, to)?])
+}
+
+/// Floats become nibbles through integers: what is out of range wraps.
+fn convert(cx: &mut Cx, x: Val, to: DType) -> Res<Val> {
+    let through = matches!(to, DType::I4 | DType::U4) && cx.dtype(x).is_float();
+    let x = if through { cx.cast(x, DType::I32)? } else { x };
+    cx.cast(x, to)
 }
 
 pub(crate) fn cast_like(cx: &mut Cx) -> Res<Vec<Val>> {
     let (x, like) = (cx.arg(0)?, cx.arg(1)?);
     let to = cx.dtype(like);
-    Ok(vec![cx.cast(x, to)?])
+    if matches!(to, DType::F8E4M3 | DType::F8E5M2) && !cx.flag("saturate", true)? {
+        return missing("conversion to 8-bit floats without saturation");
+    }
+    Ok(vec![convert(cx, x, to)?])
 }
 
 /// `0` copies an extent (unless `keep_zero`), `-1` takes what is left.
@@ -58,7 +68,7 @@ fn resolve_reshape(from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim
             return invalid("an extent cannot be inferred beside an extent of 0");
         }
         if let (Some(h), Some(w)) = (have.as_const(), want.as_const())
-            && h % w != 0
+            && h.checked_rem(w) != Some(0)
         {
             return invalid(format!("{h} elements do not divide by {w}"));
         }
@@ -413,7 +423,8 @@ pub(crate) fn space_to_depth(cx: &mut Cx) -> Res<Vec<Val>> {
     let d = Dim::from(s);
     let (h, w) = (h.div(&d), w.div(&d));
     let x = cx.reshape(x, vec![n.clone(), c.clone(), h.clone(), d.clone(), w.clone(), d.clone()])?;
-    let x = cx.transpose(x, &[0, 3, 5, 1, 2, 4])?;
+    let perm = if cx.text("mode", "DCR")? == "CRD" { [0, 1, 3, 5, 2, 4] } else { [0, 3, 5, 1, 2, 4] };
+    let x = cx.transpose(x, &perm)?;
     Ok(vec![cx.reshape(x, vec![n, c * d.clone() * d, h, w])?])
 }
 
