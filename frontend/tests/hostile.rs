@@ -15,7 +15,7 @@ fn plain() -> onnx_protobuf::ModelProto {
 }
 
 fn error(model: &onnx_protobuf::ModelProto) -> Error {
-    import(model).err().expect("this model is wrong")
+    import(model).expect_err("this model is wrong")
 }
 
 #[track_caller]
@@ -86,8 +86,11 @@ fn unknown_element_types_are_named() {
 fn huge_constants_made_from_sizes_stay_sizes() {
     // A broadcast of one element: nothing is allocated at import.
     let nodes = vec![node("ConstantOfShape", &["s"], &["y"])];
-    let m = model(17, graph(nodes, vec![], &["y"], vec![ints("s", &[3], &[1 << 20, 1 << 20, 1 << 20])]));
+    let m = model(17, graph(nodes.clone(), vec![], &["y"], vec![ints("s", &[3], &[1 << 20, 1 << 20, 1 << 20])]));
     assert!(import(&m).is_ok() || matches!(error(&m), Error::Node { .. }));
+    // Integers too, which are followed as sizes where they are few.
+    let m = model(17, graph(vec![nodes[0].clone().tensor("value", ints("", &[1], &[7]))], vec![], &["y"], vec![ints("s", &[2], &[1 << 20, 1 << 19])]));
+    assert!(import(&m).is_ok());
 }
 
 #[test]
@@ -300,13 +303,14 @@ fn requests_that_do_not_fit_are_refused() {
         (input("x", &[5, 3]), "axis 1 is 2"),
         (input("x", &[-1, 2]), "at least 1"),
     ] {
-        let error = load(options).err().expect("does not fit");
+        let error = load(options).expect_err("does not fit");
         assert!(matches!(error, Error::Request(_)), "{error}");
         assert!(error.to_string().contains(part), "{error}");
     }
 }
 
-/// Longer than a unit test: every node test of the ONNX project (see `nodes.rs`) with bytes changed at random.
+/// Longer than a unit test: every node test of the ONNX project (see `nodes.rs`) with bytes changed at random, for
+/// `PAVAGE_SECONDS`. A file that panics is kept; `PAVAGE_LAST` names where each is kept before it is tried.
 #[test]
 #[ignore = "needs the test files"]
 fn mutated_node_tests_never_panic() {
@@ -338,6 +342,9 @@ fn mutated_node_tests_never_panic() {
                 }
             }
             let before = std::time::Instant::now();
+            if let Some(last) = std::env::var_os("PAVAGE_LAST") {
+                fs::write(last, &bytes).unwrap();
+            }
             let outcome = std::panic::catch_unwind(|| onnx::load_bytes(&bytes, &Options::default()).is_ok());
             if outcome.is_err() || before.elapsed().as_secs() > 5 {
                 let kept = std::env::temp_dir().join(format!("pavage-crash-{runs}.onnx"));

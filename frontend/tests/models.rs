@@ -104,7 +104,8 @@ fn every_model_matches_its_golden_outputs() {
         for (out, got) in model.graph.outputs.iter().zip(outputs) {
             let want = read(&mut archive, &format!("out:{}", out.name));
             let (a, b) = (got.to_f64(), want.to_f64());
-            let far = a.iter().zip(&b).filter(|(a, b)| !((*a - *b).abs() <= atol + rtol * b.abs())).count();
+            let close = |(a, b): (&f64, &f64)| (a - b).abs() <= atol + rtol * b.abs();
+            let far = a.iter().zip(&b).filter(|(a, b)| !close((a, b))).count();
             let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             let top = |v: &[f64]| v.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map(|x| x.0);
             println!(

@@ -27,10 +27,12 @@ fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|v| f64::from(*v)).collect()
 }
 
+type Case = (NodeProto, fn(f64) -> f64);
+
 #[test]
 fn activations() {
     let x = noise(64, 1);
-    let cases: Vec<(NodeProto, fn(f64) -> f64)> = vec![
+    let cases: Vec<Case> = vec![
         (node("Relu", &["x"], &["y"]), |x| x.max(0.0)),
         (node("LeakyRelu", &["x"], &["y"]).float("alpha", 0.25), |x| if x < 0.0 { 0.25 * x } else { x }),
         (node("Elu", &["x"], &["y"]).float("alpha", 2.0), |x| if x < 0.0 { 2.0 * (x.exp() - 1.0) } else { x }),
@@ -377,7 +379,7 @@ fn functions_are_inlined_with_their_attributes() {
     }];
     let imported = import(&m).unwrap().graph;
     let sources: Vec<&str> = imported.schedule().iter().flat_map(|id| &imported[*id].source).map(String::as_str).collect();
-    assert!(sources.iter().any(|s| *s == "twice_y/Add_z"), "{sources:?}");
+    assert!(sources.contains(&"twice_y/Add_z"), "{sources:?}");
     assert_eq!(run(&m, &[Tensor::from_f32([2], &[1.0, -4.0])])[0].to_f64(), [2.0, -4.0]);
 }
 

@@ -115,7 +115,7 @@ impl Relations {
 /// Ops of at most this many elements are folded at import.
 const FOLD_LIMIT: usize = 1 << 16;
 /// Integer tensors of at most this many elements are followed as sizes.
-const DIMS_LIMIT: usize = 1 << 10;
+pub(crate) const DIMS_LIMIT: usize = 1 << 10;
 /// Most nodes of a graph: beyond any real model, and reached by functions that call each other twice.
 const NODE_LIMIT: usize = 1 << 20;
 

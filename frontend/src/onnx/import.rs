@@ -37,6 +37,9 @@ struct Scope {
     sealed: bool,
 }
 
+/// Turns a body's results into the outputs of its graph.
+pub(crate) type Finish<'a> = dyn FnMut(&mut Builder, Vec<Val>) -> Res<Vec<Val>> + 'a;
+
 /// One import, from its inputs on.
 pub(crate) struct Importer<'m> {
     pub(crate) b: Builder,
@@ -444,7 +447,7 @@ impl<'m> Importer<'m> {
         name: &str,
         inputs: &[TensorType],
         captures: &[Val],
-        finish: &mut dyn FnMut(&mut Builder, Vec<Val>) -> Res<Vec<Val>>,
+        finish: &mut Finish,
     ) -> Res<(Frame, Vec<TensorType>)> {
         self.b.enter(Graph::new(name));
         let depth = self.b.frames.len();

@@ -1,22 +1,23 @@
 //! Sizes at import: following them through integer arithmetic, and relating symbols that must be equal.
-use super::build::{Builder, Res, Val};
+use super::build::{Builder, DIMS_LIMIT, Res, Val};
 use pavage_ir::{
     DType, Dim, Op, ScalarFn, Tensor, TensorType,
     attr::ReduceFn,
     dim::Atom,
     op::{EvalArgs, TypeArgs},
+    tensor::count_of,
 };
 
 /// The result of an op over small integer tensors of which some elements are symbolic, when it can be said.
 pub(crate) fn follow(b: &mut Builder, op: &Op, args: &[Val]) -> Res<Option<Val>> {
-    if args.is_empty() || args.iter().any(|v| b.dims(*v).is_none()) {
+    if args.iter().all(|v| b.tensor(*v).is_some()) || args.iter().any(|v| b.dims(*v).is_none()) {
         return Ok(None);
     }
     let types: Vec<TensorType> = args.iter().map(|v| b.ty(*v).clone()).collect();
     let dims: Vec<Vec<Dim>> = args.iter().filter_map(|v| b.dims(*v)).collect();
     let results = op.infer(TypeArgs { types: &types.iter().collect::<Vec<_>>(), bodies: &[] })?;
     let [ty] = results.as_slice() else { return Ok(None) };
-    let Some(shape) = ty.const_shape() else { return Ok(None) };
+    let Some(shape) = ty.const_shape().filter(|s| count_of(s).is_some_and(|n| n <= DIMS_LIMIT)) else { return Ok(None) };
     let Some(values) = apply(b, op, args, &types, &dims, &results) else { return Ok(None) };
     if ty.dtype == DType::Bool && values.iter().any(|d| d.as_const().is_none()) || !(ty.dtype.is_int() || ty.dtype == DType::Bool) {
         return Ok(None);

@@ -234,7 +234,7 @@ pub(crate) fn imputer(cx: &mut Cx) -> Res<Vec<Val>> {
 
 /// `x · coefficientsᵀ + intercepts`, one row of coefficients a target.
 fn scores(cx: &mut Cx, x: Val, coefficients: &[f32], intercepts: &[f32], targets: usize) -> Res<Val> {
-    if targets == 0 || coefficients.is_empty() || coefficients.len() % targets != 0 {
+    if targets == 0 || coefficients.is_empty() || !coefficients.len().is_multiple_of(targets) {
         return invalid(format!("{} coefficients for {targets} targets", coefficients.len()));
     }
     let features = coefficients.len() / targets;

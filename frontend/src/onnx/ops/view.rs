@@ -199,7 +199,7 @@ pub(crate) fn split(cx: &mut Cx) -> Res<Vec<Val>> {
         Some(sizes) => sizes,
         None => {
             let n = cx.int("num_outputs", outputs as i64)?;
-            if n < 1 || n > 1 << 16 {
+            if !(1..=1 << 16).contains(&n) {
                 return invalid(format!("{n} outputs"));
             }
             // Equal parts, the last one smaller when they do not divide.
