@@ -610,6 +610,43 @@ fn wrong_kernels_are_refused() {
     assert_round_trip(&saxpy());
 }
 
+/// Copies `count` of 16 elements, one lane or all at a time, and adds 1 to a counter for each.
+fn tails(dtype: DType, lanes: usize) -> Kernel {
+    let mut b = cpu("tails");
+    let (x, y, n) = (b.arg(dtype, Access::Read), b.arg(dtype, Access::Write), b.arg(DType::I32, Access::ReadWrite));
+    let count = b.dim();
+    let (zero, end) = (b.index(0), b.index(16));
+    let one = b.constant(Scalar::I(1), DType::I32);
+    b.for_(zero, end, lanes as i64, &[], |b, i, _| {
+        let rest = b.sub(count, i);
+        let v = b.load_upto(x, i, lanes, rest);
+        b.store_upto(y, i, v, rest);
+        let (at, some) = (b.index(0), b.gt(rest, zero));
+        b.when(some, |b| b.atomic_add(n, at, one));
+        vec![]
+    });
+    b.finish()
+}
+
+#[test]
+fn tails_touch_only_what_is_there() {
+    let mut noise = Noise(13);
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::I64, DType::I32, DType::I16, DType::U8, DType::Bool] {
+        for lanes in [1usize, 8, 16] {
+            for count in [-2i64, 0, 1, 7, 8, 15, 16, 90] {
+                let have = count.clamp(0, 16) as usize;
+                let one = |noise: &mut Noise| if dtype == DType::Bool { (noise.bits() & 1) as u8 } else { noise.bits() as u8 & 0x3f };
+                let x: Vec<u8> = (0..16 * dtype.bytes(1)).map(|_| one(&mut noise)).collect();
+                let out = run(&tails(dtype, lanes), &[x.clone(), vec![0; x.len()], vec![0; 4]], &[count], (0, 1));
+                let w = dtype.bytes(1);
+                assert_eq!(out[1][..have * w], x[..have * w]);
+                assert!(out[1][have * w..].iter().all(|b| *b == 0));
+                assert_eq!(numbers::<i32>(&out[2])[0], have.div_ceil(lanes) as i32);
+            }
+        }
+    }
+}
+
 #[test]
 fn mangled_text_is_refused_or_meaningful_never_a_panic() {
     let mut noise = Noise(10);

@@ -190,7 +190,7 @@ impl Lowering<'_> {
                 if !adds {
                     return Err(self.fail(&format!("atomic_add of {ty}")));
                 }
-                let kind = if ty.dtype().is_float() { "fadd" } else { "_add" };
+                let kind = if ty.dtype().is_float() { "fadd" } else { "add" };
                 self.e.op(&format!("llvm.atomicrmw {kind} {p}, {v} monotonic : !llvm.ptr, {t}"));
                 return Ok(());
             }

@@ -257,7 +257,7 @@ pub(super) fn hopper(m: &mut Machine<'_>, agent: usize, word: &H, s: &Stmt) -> R
                 }
             }
             for lane in if *quad { &[1usize, 2][..] } else { &[] } {
-                rows = (0..rows.len()).map(|i| fold(rows[i], rows[(i / 2 ^ lane) * 2 + i % 2])).collect();
+                rows = (0..rows.len()).map(|i| fold(rows[i], rows[((i / 2) ^ lane) * 2 + i % 2])).collect();
             }
             Data::F(rows)
         }
