@@ -631,18 +631,32 @@ fn tails(dtype: DType, lanes: usize) -> Kernel {
 #[test]
 fn tails_touch_only_what_is_there() {
     let mut noise = Noise(13);
-    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::I64, DType::I32, DType::I16, DType::U8, DType::Bool] {
+    let dtypes = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::I64, DType::I32, DType::I16, DType::U8, DType::Bool];
+    let mut kernels = vec![];
+    for dtype in dtypes {
         for lanes in [1usize, 8, 16] {
-            for count in [-2i64, 0, 1, 7, 8, 15, 16, 90] {
-                let have = count.clamp(0, 16) as usize;
-                let one = |noise: &mut Noise| if dtype == DType::Bool { (noise.bits() & 1) as u8 } else { noise.bits() as u8 & 0x3f };
-                let x: Vec<u8> = (0..16 * dtype.bytes(1)).map(|_| one(&mut noise)).collect();
-                let out = run(&tails(dtype, lanes), &[x.clone(), vec![0; x.len()], vec![0; 4]], &[count], (0, 1));
-                let w = dtype.bytes(1);
-                assert_eq!(out[1][..have * w], x[..have * w]);
-                assert!(out[1][have * w..].iter().all(|b| *b == 0));
-                assert_eq!(numbers::<i32>(&out[2])[0], have.div_ceil(lanes) as i32);
+            let mut k = tails(dtype, lanes);
+            k.name = format!("tails_{dtype}_{lanes}");
+            kernels.push((k, dtype, lanes));
+        }
+    }
+    let all: Vec<Kernel> = kernels.iter().map(|(k, ..)| k.clone()).collect();
+    let libraries: Vec<_> = levels().into_iter().map(|l| load(&all, l)).collect();
+    for (kernel, dtype, lanes) in kernels {
+        for count in [-2i64, 0, 1, 7, 8, 15, 16, 90] {
+            let (have, w) = (count.clamp(0, 16) as usize, dtype.bytes(1));
+            let x: Vec<u8> = (0..16 * w).map(|_| noise.bits() as u8 & if dtype == DType::Bool { 1 } else { 0x3f }).collect();
+            let bufs = vec![x.clone(), vec![0; x.len()], vec![0; 4]];
+            let mut expected = bufs.clone();
+            interp::run_cpu(&kernel, &mut expected, &[count], (0, 1)).unwrap();
+            for library in &libraries {
+                let mut got = bufs.clone();
+                library.call(&kernel.name, &mut got, &[count], (0, 1));
+                assert!(got == expected, "{} of {count}", kernel.name);
             }
+            assert_eq!(expected[1][..have * w], x[..have * w]);
+            assert!(expected[1][have * w..].iter().all(|b| *b == 0));
+            assert_eq!(numbers::<i32>(&expected[2])[0], have.div_ceil(lanes) as i32);
         }
     }
 }

@@ -492,7 +492,7 @@ impl Machine<'_> {
         let size = |d: &Dim| d.eval(&sizes).ok_or_else(|| format!("{d} has no value"));
         let dims: Vec<i64> = map.dims.iter().map(size).collect::<Result<_, _>>()?;
         let strides: Vec<i64> = map.strides.iter().map(size).collect::<Result<_, _>>()?;
-        let first = 0;
+        let first = size(&map.offset)?;
         if copy.coords.len() != dims.len() {
             return Err(format!("{} coordinates for a map of {} dimensions", copy.coords.len(), dims.len()));
         }
