@@ -95,6 +95,8 @@ pub(crate) trait Backend: Send {
     fn recorded(&mut self, _key: u64) -> Result<(), Error> {
         Ok(())
     }
+    /// A recording failed: its steps were not done, and no other is begun.
+    fn stop_recording(&mut self) {}
     /// Most iterations of a loop: devices that compute nothing cannot know when it ends.
     fn max_trips(&self) -> i64 {
         i64::MAX

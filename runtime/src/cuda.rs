@@ -194,6 +194,21 @@ impl Cuda {
         check(&context, "launching a graph", unsafe { sys::cuGraphLaunch(graph.exec, stream) })
     }
 
+    /// Leaves a capture that went wrong.
+    fn end_capture(&mut self) {
+        if !std::mem::take(&mut self.recording) {
+            return;
+        }
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: ends the capture that `record` began; what it gives is destroyed.
+        unsafe {
+            sys::cuStreamEndCapture(self.stream.0, &mut graph);
+            if !graph.is_null() {
+                sys::cuGraphDestroy(graph);
+            }
+        }
+    }
+
     fn copy_to_host(&self, from: u64, to: &mut [u8]) -> Result<(), Error> {
         if to.is_empty() {
             return Ok(());
@@ -317,17 +332,7 @@ impl Backend for Cuda {
     }
 
     fn abandon(&mut self) {
-        if self.recording {
-            self.recording = false;
-            let mut graph = std::ptr::null_mut();
-            // SAFETY: ends the capture that `record` began; what it gives is destroyed.
-            unsafe {
-                sys::cuStreamEndCapture(self.stream.0, &mut graph);
-                if !graph.is_null() {
-                    sys::cuGraphDestroy(graph);
-                }
-            }
-        }
+        self.end_capture();
         // Inputs may still be on their way out of the caller's memory.
         self.wait().ok();
     }
@@ -399,6 +404,12 @@ impl Backend for Cuda {
             None => return Err(Error::Plan("a recording for no run".into())),
         }
         self.launch_graph(key)
+    }
+
+    fn stop_recording(&mut self) {
+        self.end_capture();
+        self.use_graphs = false;
+        self.graphs.clear();
     }
 
     fn keeps_outputs(&self) -> bool {

@@ -426,11 +426,18 @@ impl Session {
         frame.bind(&mut run, info, body, 0)?;
         let key = frame.binding(0);
         let recording = if watched { Replay::Off } else { run.backend.record(key)? };
-        if !matches!(recording, Replay::Done) {
-            run.body(info, body, frame)?;
-        }
-        if matches!(recording, Replay::Record) {
-            run.backend.recorded(key)?;
+        match recording {
+            Replay::Done => {}
+            Replay::Off => run.body(info, body, frame)?,
+            Replay::Record => {
+                let recorded = run.body(info, body, frame).and_then(|()| run.backend.recorded(key));
+                if let Err(why) = recorded {
+                    // Nothing of it was done yet: do it plainly, now and from now on.
+                    run.backend.stop_recording();
+                    self.notes.push(format!("no CUDA graph: {why}"));
+                    run.body(info, body, frame)?;
+                }
+            }
         }
         // Outputs that no kernel could write where they belong.
         for (n, id) in body.outputs.iter().enumerate() {

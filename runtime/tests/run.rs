@@ -423,6 +423,20 @@ fn a_loop_carries_swaps_grows_stacks_and_stops() {
 }
 
 #[test]
+fn sessions_move_between_threads() {
+    fn is_send<T: Send>() {}
+    is_send::<pavage_runtime::Session>();
+    fn is_sync<T: Send + Sync>() {}
+    is_sync::<Artifact>();
+    let mut session = small().session(Device::Cpu, options("fused", 2)).unwrap();
+    let x = tensor(&[9, 8], &noise(1, 72));
+    let first = session.run(&[("a", &x), ("b", &x)]).unwrap();
+    let (second, x) = std::thread::spawn(move || (session.run(&[("a", &x), ("b", &x)]).unwrap(), x)).join().unwrap();
+    assert_eq!(first[0].bytes(), second[0].bytes());
+    drop(x);
+}
+
+#[test]
 fn sessions_run_side_by_side() {
     let artifact = small();
     let x = noise(11, 8 * 2000);
