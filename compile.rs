@@ -1,7 +1,6 @@
 //! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
 use crate::{
-    Error,
-    import,
+    Error, import,
     options::{CompileOptions, Compiled, Emit, OptLevel, Progress, Source},
 };
 use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
@@ -107,7 +106,10 @@ fn unsupported(graph: &Graph, missing: &[(pavage_ir::NodeId, String)]) -> String
         let op = graph.op(*id).map_or("value", |op| op.mnemonic()).to_string();
         by_reason.entry((op, why.clone())).or_default().extend(graph[*id].source.iter().cloned());
     }
-    let lines: Vec<String> = by_reason.iter().map(|((op, why), nodes)| format!("  {op}: {why} ({} nodes: {})", nodes.len(), nodes.iter().take(4).cloned().collect::<Vec<_>>().join(", "))).collect();
+    let lines: Vec<String> = by_reason
+        .iter()
+        .map(|((op, why), nodes)| format!("  {op}: {why} ({} nodes: {})", nodes.len(), nodes.iter().take(4).cloned().collect::<Vec<_>>().join(", ")))
+        .collect();
     format!("this model needs {} things no kernel covers:\n{}", lines.len(), lines.join("\n"))
 }
 

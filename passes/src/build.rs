@@ -142,7 +142,7 @@ impl<'a> Builder<'a> {
                 }
                 Some(_) => {
                     let cluster = fuse::single(self.graph, &order, v.node)?;
-                    made.insert(v);
+                    made.extend(cluster.formed.outputs.iter().copied());
                     wanted.extend(cluster.formed.args.iter().copied());
                     tasks.push((order.of(v.node), Task::Kernel(Box::new(cluster))));
                 }

@@ -21,7 +21,7 @@ pub fn run(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
             continue;
         };
         let operands: Vec<Value> = graph.operands(id).iter().map(|v| r.value(*v)).collect();
-        let constants: Option<Vec<Tensor>> = operands.iter().map(|v| r.new.as_const(*v).cloned()).collect();
+        let constants = constants(&r.new, op, &operands);
         match constants.filter(|_| bodies.is_empty()).and_then(|c| evaluate(op, &c)) {
             Some(values) => {
                 for (i, t) in values.into_iter().enumerate() {
@@ -35,6 +35,21 @@ pub fn run(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
     let (new, changed) = r.finish();
     *graph = new;
     Ok(changed)
+}
+
+/// The operands' values, if all are constants. Beside a constant of full size, a broadcast of one counts as one.
+fn constants(graph: &Graph, op: &Op, operands: &[Value]) -> Option<Vec<Tensor>> {
+    let full = matches!(op, Op::Map(_)) && operands.iter().any(|v| graph.as_const(*v).is_some());
+    let value = |v: &Value| match (graph.as_const(*v), graph.op(v.node)) {
+        (Some(t), _) => Some(t.clone()),
+        (None, Some(op @ Op::Broadcast { .. })) if full => {
+            let base = graph.as_const(graph.operands(v.node)[0])?;
+            let results = [TensorType::new(base.dtype(), graph.ty(*v).const_shape()?)];
+            op.eval(EvalArgs { tensors: &[base], bodies: &[], results: &results }).ok()?.pop()
+        }
+        _ => None,
+    };
+    operands.iter().map(value).collect()
 }
 
 /// The op's results, if its sizes are known and they are small enough to keep.
