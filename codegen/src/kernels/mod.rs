@@ -15,6 +15,8 @@ mod flat;
 pub mod fold;
 pub mod gemm_cpu;
 pub mod hopper_gemm;
+#[cfg(test)]
+mod hopper_interp_test;
 pub mod hopper_region;
 pub mod hopper_samples;
 #[cfg(test)]
