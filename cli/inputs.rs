@@ -99,12 +99,22 @@ fn as_port_type(tensor: &Tensor, port: &Port) -> Result<Tensor, Failure> {
     encode(port.dtype, tensor.shape(), &values).ok_or_else(|| Failure::usage(format!("input `{}`: {} cannot be given as an array", port.name, port.dtype)))
 }
 
+/// The shape that so many numbers have: the model's own, if a size that it leaves open can make up
+/// for them; else a row.
+fn shape_of(n: usize, port: &Port) -> Vec<usize> {
+    let fixed: Vec<Option<usize>> = port.dims.iter().map(|d| usize::try_from(d.as_const()?).ok()).collect();
+    let known: usize = fixed.iter().flatten().product();
+    let mut rest = n.checked_div(known).filter(|rest| rest * known == n);
+    if rest.is_none() || (rest != Some(1) && fixed.iter().all(Option::is_some)) {
+        return [vec![1; port.dims.len().saturating_sub(1)], vec![n]].concat();
+    }
+    // The first open size takes all, further ones are 1.
+    fixed.into_iter().map(|d| d.unwrap_or_else(|| rest.take().unwrap_or(1))).collect()
+}
+
 fn parse_numbers(numbers: &[String], port: &Port) -> Result<Tensor, Failure> {
     let bad = |n: &str| Failure::usage(format!("input `{}`: `{n}` is no {}", port.name, port.dtype));
-    let shape: Vec<usize> = match (port.dims.len(), numbers.len()) {
-        (0, 1) => vec![],
-        (rank, n) => [vec![1; rank.saturating_sub(1)], vec![n]].concat(),
-    };
+    let shape = shape_of(numbers.len(), port);
     if port.dtype == DType::I64 {
         let values: Vec<i64> = numbers.iter().map(|n| n.parse().map_err(|_| bad(n))).collect::<Result<_, _>>()?;
         return Ok(Tensor::from_slice(&shape, &values)?);

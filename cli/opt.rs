@@ -14,6 +14,9 @@ pub(crate) struct Args {
     /// Passes in the order to run; all, in the order of a compilation, when missing.
     #[arg(long, value_delimiter = ',')]
     passes: Option<Vec<String>>,
+    /// Print every constant whole, so that the text can be read again.
+    #[arg(long)]
+    full: bool,
     /// List the passes.
     #[arg(long)]
     list: bool,
@@ -55,6 +58,6 @@ pub(crate) fn main(args: &Args) -> Done {
         eprintln!("// after {pass}\n{dump}");
     }
     done.map_err(|e| Failure::from(pavage::Error::from(e)))?;
-    say(ir::text::print(&graph));
+    say(if args.full { ir::text::print_full(&graph) } else { ir::text::print(&graph) });
     Ok(())
 }

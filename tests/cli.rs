@@ -1,0 +1,210 @@
+//! Every verb, as a user runs it.
+mod support;
+
+use npyz::WriterBuilder;
+use std::path::{Path, PathBuf};
+use support::{folder, pavage, root};
+
+const DIGITS: &str = "examples/models/digits.onnx";
+
+fn compiled(dir: &Path) -> PathBuf {
+    let path = dir.join("digits.pav");
+    pavage(["compile".as_ref(), DIGITS.as_ref(), "-o".as_ref(), path.as_os_str()]).exits(0);
+    path
+}
+
+/// Writes an archive of f32 arrays.
+fn write_npz(path: &Path, arrays: &[(&str, &[u64], &[f32])]) {
+    let mut npz = npyz::npz::NpzWriter::create(path).unwrap();
+    for (name, shape, data) in arrays {
+        let mut array = npz.array(name, Default::default()).unwrap().default_dtype().shape(shape).begin_nd().unwrap();
+        array.extend(data.iter().copied()).unwrap();
+        array.finish().unwrap();
+    }
+}
+
+/// The test pictures, as the model takes them, and what they show.
+fn pictures() -> (Vec<f32>, Vec<u8>) {
+    let mut npz = npyz::npz::NpzArchive::open(root().join("examples/models/digits_test.npz")).unwrap();
+    let images: Vec<u8> = npz.by_name("image16").unwrap().unwrap().into_vec().unwrap();
+    let labels = npz.by_name("label").unwrap().unwrap().into_vec().unwrap();
+    (images.iter().map(|p| f32::from(*p) / 16.0).collect(), labels)
+}
+
+#[test]
+fn compile_reports_and_inspect_shows_what_is_inside() {
+    let dir = folder("inspect");
+    let path = dir.join("fat.pav");
+    let args = ["compile", DIGITS, "-o", path.to_str().unwrap(), "--target", "x86-64-v3", "--target", "sm_80", "--json"];
+    let report = pavage(args).exits(0).json();
+    assert_eq!(report["bytes"], std::fs::metadata(&path).unwrap().len());
+    let plans = report["plans"].as_array().unwrap();
+    assert_eq!(plans.len(), 4, "two plans for two targets");
+
+    let inside = pavage(["inspect", path.to_str().unwrap(), "--json", "--verify"]).exits(0).json();
+    let manifest = &inside["manifest"];
+    assert_eq!(manifest["inputs"][0]["name"], "image");
+    assert_eq!(manifest["outputs"][0]["name"], "logits");
+    assert!(!manifest["input_hash"].as_str().unwrap().is_empty());
+    assert!(manifest["flags"].as_array().unwrap().iter().any(|f| f == "--target=sm_80"));
+    let kernels = |plan: &str| {
+        let plans = manifest["plans"].as_array().unwrap();
+        let found = plans.iter().find(|p| p["name"] == plan && p["target"] == "x86-64-v3").unwrap();
+        found["kernels"].as_array().unwrap().len()
+    };
+    assert!(kernels("fused") < kernels("unfused"));
+    let text = pavage(["inspect", path.to_str().unwrap(), "--kernels"]).exits(0).stdout;
+    for part in ["image: f32[n x 1 x 8 x 8]", "fused", "unfused", "conv", "sm_80"] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+    assert!(pavage(["inspect", DIGITS]).exits(0).stdout.contains("image"));
+}
+
+#[test]
+fn run_answers_and_both_plans_agree() {
+    let dir = folder("run");
+    let path = compiled(&dir);
+    let (images, labels) = pictures();
+    let inputs = dir.join("in.npz");
+    write_npz(&inputs, &[("image", &[450, 1, 8, 8], &images)]);
+    let answers = |plan: &str| -> Vec<f32> {
+        let out = dir.join(format!("{plan}.npz"));
+        let files = [path.as_os_str(), "--inputs".as_ref(), inputs.as_os_str(), "--save".as_ref(), out.as_os_str()];
+        pavage(["run".as_ref(), "--plan".as_ref(), plan.as_ref()].into_iter().chain(files)).exits(0);
+        let mut npz = npyz::npz::NpzArchive::open(&out).unwrap();
+        npz.by_name("logits").unwrap().unwrap().into_vec().unwrap()
+    };
+    let (fused, unfused) = (answers("fused"), answers("unfused"));
+    assert_eq!(fused.len(), 4500);
+    for (a, b) in fused.iter().zip(&unfused) {
+        assert!((a - b).abs() <= 1e-4 + 1e-3 * b.abs(), "{a} and {b}");
+    }
+    let class = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+    let right = fused.chunks(10).zip(&labels).filter(|(row, label)| class(row) == usize::from(**label)).count();
+    assert!(right >= 437, "{right} of 450");
+}
+
+#[test]
+fn a_case_is_compared_within_its_tolerance() {
+    let dir = folder("case");
+    let (images, _) = pictures();
+    let (inputs, out) = (dir.join("in.npz"), dir.join("out.npz"));
+    write_npz(&inputs, &[("in:image", &[2, 1, 8, 8], &images[..128])]);
+    let p = |path: &Path| path.to_str().unwrap().to_string();
+    pavage(["run", DIGITS, "--inputs", &p(&inputs), "--save", &p(&out)]).exits(0);
+    let mut npz = npyz::npz::NpzArchive::open(&out).unwrap();
+    let logits: Vec<f32> = npz.by_name("logits").unwrap().unwrap().into_vec().unwrap();
+    let case = |name: &str, change: f32, shape: &[u64]| {
+        let path = dir.join(name);
+        let mut wanted = logits.clone();
+        wanted[3] += change;
+        write_npz(&path, &[("in:image", &[2, 1, 8, 8], &images[..128]), ("out:logits", shape, &wanted)]);
+        p(&path)
+    };
+    pavage(["run", DIGITS, "--case", &case("good.npz", 0.0, &[2, 10])]).exits(0);
+    let off = case("off.npz", 0.5, &[2, 10]);
+    let report = pavage(["run", DIGITS, "--case", &off, "--json"]).exits(3);
+    assert_eq!(report.json()["compared"][0]["beyond"], 1);
+    pavage(["run", DIGITS, "--case", &off, "--atol", "1"]).exits(0);
+    let shape = pavage(["run", DIGITS, "--case", &case("shape.npz", 0.0, &[20])]).exits(3);
+    assert!(shape.stdout.contains("[2 x 10]") && shape.stdout.contains("[20]"), "{}", shape.stdout);
+    pavage(["run", DIGITS, "--case", &p(&inputs)]).exits(1).says(&["out:NAME"]);
+}
+
+#[test]
+fn bench_ends_with_the_median() {
+    let dir = folder("bench");
+    let path = compiled(&dir);
+    let path = path.to_str().unwrap();
+    let quick = ["--duration", "0.05", "--warm-up", "10"];
+    let quiet = pavage(["bench", path, "--quiet"].into_iter().chain(quick)).exits(0);
+    let median: f64 = quiet.stdout.lines().last().unwrap().parse().unwrap();
+    assert!(median > 0.0 && median < 1000.0);
+
+    let report = pavage(["bench", path, "--ab", "fused,unfused", "--json"].into_iter().chain(quick)).exits(0).json();
+    let plans = report["plans"].as_array().unwrap();
+    assert_eq!(plans.len(), 2);
+    for plan in plans {
+        assert!(plan["runs"].as_u64().unwrap() >= 10);
+        assert!(plan["p50_ms"].as_f64().unwrap() <= plan["p99_ms"].as_f64().unwrap());
+    }
+    let sum = |key: &str| report["kernels"].as_array().unwrap().iter().map(|k| k[key].as_f64().unwrap()).sum::<f64>();
+    assert!(sum("launches_removed") > 0.0 && sum("bytes_removed") > 0.0, "{report}");
+    let text = pavage(["bench", path, "--ab", "fused,unfused"].into_iter().chain(quick)).exits(0).stdout;
+    for part in ["p50", "runs/s", "launches removed", "fused is"] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+}
+
+#[test]
+fn nothing_is_coloured_when_nobody_watches() {
+    for args in [vec!["doctor"], vec!["inspect", DIGITS], vec!["run", DIGITS, "--random"], vec!["run", "absent.onnx"]] {
+        let ran = pavage(args);
+        assert!(!ran.stdout.contains('\x1b') && !ran.stderr.contains('\x1b'));
+    }
+}
+
+#[test]
+fn opt_runs_passes_on_text() {
+    let dir = folder("opt");
+    let listed = pavage(["opt", "--list", "--json"]).exits(0).json();
+    assert!(!listed["passes"].as_array().unwrap().is_empty());
+    let text = pavage(["compile", DIGITS, "--emit", "ir", "-O", "0"]).exits(0).stdout;
+    assert!(text.contains("conv"), "{text}");
+    let before = pavage(["opt", DIGITS, "--passes", "", "--full"]).exits(0).stdout;
+    let file = dir.join("digits.ir");
+    std::fs::write(&file, &before).unwrap();
+    let again = pavage(["opt", file.to_str().unwrap(), "--passes", "", "--full"]).exits(0).stdout;
+    assert_eq!(again, before, "text reads back to itself");
+    let after = pavage(["opt", file.to_str().unwrap(), "--dump-after", "all"]).exits(0);
+    assert!(after.stdout.len() < before.len(), "large constants are references");
+    assert!(after.stderr.contains("// after fold"));
+    pavage(["opt", file.to_str().unwrap(), "--passes", "nonesuch"]).exits(1).says(&["nonesuch"]);
+}
+
+#[test]
+fn doctor_and_check_report_for_programs() {
+    let report = pavage(["doctor", "--json"]).exits(0).json();
+    assert!(report["cpu"]["level"].as_str().unwrap().starts_with("x86-64"));
+    assert!(report["tools"]["ld.lld"].is_string());
+    let report = pavage(["check", DIGITS, "--json"]).exits(0).json();
+    assert_eq!(report["ok"], true);
+    assert_eq!(report["inputs"][0]["name"], "image");
+    assert!(report["ops"].as_object().unwrap().len() > 3);
+}
+
+#[test]
+fn the_demo_recognises_digits() {
+    let report = pavage(["demo", "--json", "--duration", "0.1"]).exits(0).json();
+    assert!(report["accuracy"].as_f64().unwrap() >= 0.97);
+    assert_eq!(report["right"]["fused"], report["right"]["unfused"]);
+    assert_eq!(report["device"], "cpu");
+}
+
+#[test]
+fn the_null_device_tells_what_it_was_asked() {
+    let log = pavage(["run", DIGITS, "--random", "--device", "null"]).exits(0).stderr;
+    assert!(log.contains("conv") || log.contains("k0"), "{log}");
+}
+
+#[test]
+fn a_compiled_model_is_kept_in_the_cache() {
+    let dir = folder("cache");
+    let model = dir.join("model.onnx");
+    std::fs::copy(root().join(DIGITS), &model).unwrap();
+    let cache = dir.join("cache");
+    let run = |more: &[&str]| {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_pavage"))
+            .args(["run", model.to_str().unwrap(), "--random"])
+            .args(more)
+            .env("PAVAGE_CACHE", &cache)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        std::fs::read_dir(&cache).map_or(0, |entries| entries.count())
+    };
+    assert_eq!(run(&["--no-cache"]), 0);
+    assert_eq!(run(&[]), 1);
+    assert_eq!(run(&[]), 1);
+    assert_eq!(run(&["--shape", "n=2"]), 2, "other flags, another artifact");
+}
