@@ -1,0 +1,88 @@
+//! Run an artifact from a program that depends on `pavage-runtime` alone: no compiler, LLVM or CUDA toolkit.
+//!
+//! ```text
+//! embed MODEL.pav CASE.npz [DEVICE [PLAN [RUNS]]]
+//! ```
+//!
+//! The archive holds inputs as `in:NAME` and expected outputs as `out:NAME`. Printed is one line of JSON: the
+//! largest absolute error of each output, whether the largest element is in the right place, and the median time.
+use npyz::npz::NpzArchive;
+use pavage_runtime::{Artifact, DType, Device, Options, Tensor};
+use std::{error::Error, io::Read, time::Instant};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, case, rest @ ..] = args.as_slice() else { return Err("usage: embed MODEL.pav CASE.npz [DEVICE [PLAN [RUNS]]]".into()) };
+    let device: Device = rest.first().map_or("cpu", String::as_str).parse()?;
+    let plan = rest.get(1).map_or("fused", String::as_str);
+    let runs: usize = rest.get(2).map_or(Ok(20), |n| n.parse())?;
+
+    let begun = Instant::now();
+    let artifact = Artifact::open(model)?;
+    let open_ms = ms(begun);
+    let begun = Instant::now();
+    let mut session = artifact.session(device, Options { plan: plan.into(), threads: 1, ..Options::default() })?;
+    let session_ms = ms(begun);
+
+    let mut archive = NpzArchive::open(case)?;
+    let mut inputs = vec![];
+    for port in artifact.inputs() {
+        inputs.push((port.name.clone(), read(&mut archive, &format!("in:{}", port.name))?));
+    }
+    let feed: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let mut outputs = session.run(&feed)?;
+
+    let mut errors = serde_json::Map::new();
+    for port in artifact.outputs() {
+        let want = values(&read(&mut archive, &format!("out:{}", port.name))?)?;
+        let got = values(&outputs[port.name.as_str()])?;
+        let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
+        // Beyond atol 1e-4 and rtol 1e-3; NaN counts.
+        let beyond = got.iter().zip(&want).filter(|(g, w)| !((*g - *w).abs() <= 1e-4 + 1e-3 * w.abs())).count() + got.len().abs_diff(want.len());
+        errors.insert(port.name.clone(), serde_json::json!({ "max_abs": worst, "beyond": beyond, "top1": top(&got) == top(&want) }));
+    }
+    let mut times = vec![];
+    for _ in 0..runs {
+        let begun = Instant::now();
+        session.run_into(&feed, &mut outputs)?;
+        times.push(ms(begun));
+    }
+    times.sort_by(f64::total_cmp);
+    let report = serde_json::json!({
+        "model": model, "plan": plan, "device": device.to_string(), "kernels": session.plan().kernels.len(), "outputs": errors,
+        "open_ms": open_ms, "session_ms": session_ms, "median_ms": times.get(times.len() / 2), "notes": session.notes(),
+    });
+    println!("{report}");
+    Ok(())
+}
+
+fn ms(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+fn top(values: &[f64]) -> usize {
+    (0..values.len()).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap_or(0)
+}
+
+fn values(t: &Tensor) -> Result<Vec<f64>, Box<dyn Error>> {
+    Ok(match t.dtype() {
+        DType::F32 => t.as_slice::<f32>()?.iter().map(|v| f64::from(*v)).collect(),
+        DType::F64 => t.as_slice::<f64>()?.to_vec(),
+        DType::I64 => t.as_slice::<i64>()?.iter().map(|v| *v as f64).collect(),
+        DType::I32 => t.as_slice::<i32>()?.iter().map(|v| f64::from(*v)).collect(),
+        other => return Err(format!("outputs of dtype {other} are not compared").into()),
+    })
+}
+
+/// An array of the archive, in row-major order.
+fn read<R: Read + std::io::Seek>(archive: &mut NpzArchive<R>, name: &str) -> Result<Tensor, Box<dyn Error>> {
+    let file = archive.by_name(name)?.ok_or_else(|| format!("the archive has no `{name}`"))?;
+    let shape: Vec<usize> = file.shape().iter().map(|d| *d as usize).collect();
+    Ok(match file.dtype().descr().trim_matches('\'') {
+        "<f4" => Tensor::from_slice(&shape, &file.into_vec::<f32>()?)?,
+        "<f8" => Tensor::from_slice(&shape, &file.into_vec::<f64>()?)?,
+        "<i8" => Tensor::from_slice(&shape, &file.into_vec::<i64>()?)?,
+        "<i4" => Tensor::from_slice(&shape, &file.into_vec::<i32>()?)?,
+        other => return Err(format!("`{name}` has element type {other}, which this example does not read").into()),
+    })
+}
