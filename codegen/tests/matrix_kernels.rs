@@ -2,7 +2,9 @@
 mod common;
 use common::{Library, Noise, load};
 use pavage_codegen::{
+    compile,
     kernels::{self, ArgFacts, Built},
+    llvm::{Emit, MiddleEnd},
     targets::Target,
 };
 use pavage_ir::{
@@ -333,6 +335,20 @@ impl Convolution {
 }
 
 #[test]
+fn larger_products_of_two_activations_are_right() {
+    let mut noise = Noise(29);
+    let mut cases = vec![];
+    for (i, (m, n, k)) in [(33, 50, 64), (13, 32, 37), (100, 16, 16), (7, 48, 80)].into_iter().enumerate() {
+        for symbols in [false, true] {
+            let product =
+                Product { batch: vec![2, 2], m, n, k, dtype: DType::F32, constant: false, transposed: i % 4 != 3, rhs_batch: true, epilogue: i % 3, symbols };
+            cases.push(product.case(&mut noise));
+        }
+    }
+    check(&cases, "gemm_cpu");
+}
+
+#[test]
 fn pointwise_convolutions_are_products() {
     let mut noise = Noise(11);
     let mut cases = vec![];
@@ -394,6 +410,25 @@ fn convolutions_of_every_shape_are_right() {
         };
         cases.push(conv.case(&mut noise));
     }
+    // A column of pixels.
+    for (stride, pad) in [(1, 2), (2, 0)] {
+        let conv = Convolution {
+            n: 2,
+            size: vec![23, 1],
+            c: 9,
+            o: 20,
+            groups: 1,
+            kernel: vec![5, 1],
+            strides: vec![stride, 1],
+            dilations: vec![1; 2],
+            lo: vec![pad, 0],
+            hi: vec![pad, 0],
+            dtype: DType::F32,
+            fused: 2,
+            symbols: false,
+        };
+        cases.push(conv.case(&mut noise));
+    }
     check(&cases, "conv_cpu");
 }
 
@@ -429,4 +464,60 @@ fn depthwise_convolutions_are_right() {
         cases.push(conv.case(&mut noise));
     }
     check(&cases, "depthwise_cpu");
+}
+
+/// Vector registers that the loops of multiply-adds of a kernel spill to or reload from the stack.
+fn spills(case: &Case, target: &str, family: &str) -> usize {
+    let built = case.build(target, "spills", family);
+    let target = Target::parse(target).unwrap();
+    let text = compile::cpu_mlir(std::slice::from_ref(&built.kernel), &target).unwrap();
+    let assembly = compile::emit(&text, &target, MiddleEnd::None, Emit::Assembly).unwrap();
+    let assembly = String::from_utf8(assembly).unwrap();
+    let stack = |l: &str| (l.contains("(%rsp)") || l.contains("(%rbp)")) && (l.contains("%zmm") || l.contains("%ymm"));
+    let (mut found, mut here, mut products) = (0, 0, 0);
+    for line in assembly.lines().chain([".L"]) {
+        // A label ends a block of straight code.
+        if line.starts_with(".L") || line.starts_with("# %bb") {
+            found += if products >= 8 { here } else { 0 };
+            (here, products) = (0, 0);
+        }
+        here += usize::from(stack(line));
+        products += usize::from(line.contains("vfmadd"));
+    }
+    found
+}
+
+#[test]
+fn register_tiles_stay_in_registers() {
+    let mut noise = Noise(23);
+    let conv = |size: usize, c: usize, o: usize, kernel: usize, groups: usize, fused: usize| Convolution {
+        n: 1,
+        size: vec![size; 2],
+        c: c / groups,
+        o: o / groups,
+        groups,
+        kernel: vec![kernel; 2],
+        strides: vec![1; 2],
+        dilations: vec![1; 2],
+        lo: vec![kernel as i64 / 2; 2],
+        hi: vec![kernel as i64 / 2; 2],
+        dtype: DType::F32,
+        fused,
+        symbols: false,
+    };
+    let cases = [
+        (conv(14, 80, 480, 1, 1, 1), "gemm_cpu"),
+        (conv(28, 240, 40, 1, 1, 1), "gemm_cpu"),
+        (conv(7, 64, 96, 3, 1, 1), "conv_cpu"),
+        (conv(14, 64, 64, 3, 1, 1), "conv_cpu"),
+        (conv(28, 48, 48, 3, 48, 1), "depthwise_cpu"),
+        (conv(14, 96, 96, 5, 96, 1), "depthwise_cpu"),
+    ];
+    for (conv, family) in cases {
+        let case = conv.case(&mut noise);
+        for target in ["x86-64-v3", "x86-64-v4"] {
+            let n = spills(&case, target, family);
+            assert!(n == 0, "{n} vector spills in {family} for {target}\n{}", case.region);
+        }
+    }
 }

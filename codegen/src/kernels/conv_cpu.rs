@@ -50,16 +50,8 @@ pub(super) struct Conv<'r> {
     pub(super) math: Math,
     /// The weights: argument and address over `[o, c, kernel...]`.
     pub(super) weights: (usize, Linear),
-    pub(super) spatial: usize,
-}
-
-/// `values` of the spatial axes, the last two of them, `missing` before.
-fn two<T: Copy>(values: &[T], missing: T) -> [T; 2] {
-    match values {
-        [w] => [missing, *w],
-        [h, w] => [*h, *w],
-        _ => [missing; 2],
-    }
+    /// Axis of the region that each of height and width is; height may have none.
+    pub(super) place: [Option<usize>; 2],
 }
 
 impl<'r> Conv<'r> {
@@ -85,47 +77,73 @@ impl<'r> Conv<'r> {
         if loads != 1 || !fixed {
             return None;
         }
-        let one = Dim::one();
-        let outer = |dims: &[Dim]| if spatial == 2 { dims[1].clone() } else { one.clone() };
+        // Pixels of a tile lie along the width: of a column of pixels, the height is taken for it.
+        let column = spatial == 2 && input[2].is(1) && region.space[2].is(1);
+        let place = match spatial {
+            1 => [None, Some(1)],
+            _ if column => [Some(2), Some(1)],
+            _ => [Some(1), Some(2)],
+        };
+        let dim = |dims: &[Dim], i: usize| place[i].map_or(Dim::one(), |axis| dims[axis].clone());
+        fn two<T: Copy>(values: &[T], place: [Option<usize>; 2], missing: T) -> [T; 2] {
+            place.map(|axis| axis.map_or(missing, |axis| values[axis - 1]))
+        }
         Some(Conv {
             region,
             x: *x,
             n: input[0].clone(),
-            h: outer(input),
-            w: input[spatial].clone(),
-            oh: outer(&region.space),
-            ow: region.space[spatial].clone(),
-            kernel: two(&sizes[2..], 1),
-            strides: two(strides, 1),
-            dilations: two(dilations, 1),
-            lo: two(lo, 0),
-            hi: two(hi, 0),
+            h: dim(input, 0),
+            w: dim(input, 1),
+            oh: dim(&region.space, 0),
+            ow: dim(&region.space, 1),
+            kernel: two(&sizes[2..], place, 1),
+            strides: two(strides, place, 1),
+            dilations: two(dilations, place, 1),
+            lo: two(lo, place, 0),
+            hi: two(hi, place, 0),
             groups: *groups,
             c: sizes[1],
             o: sizes[0] / groups,
             math,
             weights: (arg, at),
-            spatial,
+            place,
         })
     }
 
     /// Strides of the weights: o, c, height, width.
     pub(super) fn weight_strides(&self) -> [i64; 4] {
-        let s: Vec<i64> = self.weights.1.strides.iter().map(|d| d.as_const().unwrap_or(0)).collect();
-        if self.spatial == 2 { [s[0], s[1], s[2], s[3]] } else { [s[0], s[1], 0, s[2]] }
+        let stride = |axis: Option<usize>| axis.and_then(|a| self.weights.1.strides[a].as_const()).unwrap_or(0);
+        let spatial = self.place.map(|axis| stride(axis.map(|a| a + 1)));
+        [stride(Some(0)), stride(Some(1)), spatial[0], spatial[1]]
     }
 
     /// Coordinates `[n, h, w, c]` as the region's own.
     pub(super) fn axes(&self, [n, h, w, c]: [Val; 4]) -> Vec<Val> {
-        if self.spatial == 2 { vec![n, h, w, c] } else { vec![n, w, c] }
+        let mut axes = vec![n; self.channel_axis()];
+        for (axis, v) in self.place.into_iter().zip([h, w]) {
+            if let Some(axis) = axis {
+                axes[axis] = v;
+            }
+        }
+        axes.push(c);
+        axes
+    }
+
+    /// Axis of the region that the width is.
+    pub(super) fn width_axis(&self) -> usize {
+        self.place[1].unwrap_or(1)
+    }
+
+    /// Axis of the region that channels are.
+    pub(super) fn channel_axis(&self) -> usize {
+        self.region.space.len() - 1
     }
 
     /// The input as a load in place: argument, address, and its strides for n, height, width, channel.
     pub(super) fn plain_x(&self) -> Option<(usize, Linear, [Dim; 4])> {
-        let (arg, at) = plain_load(self.region, self.x, self.spatial + 2)?;
-        let s = &at.strides;
-        let strides =
-            if self.spatial == 2 { [s[0].clone(), s[1].clone(), s[2].clone(), s[3].clone()] } else { [s[0].clone(), Dim::ZERO, s[1].clone(), s[2].clone()] };
+        let (arg, at) = plain_load(self.region, self.x, self.channel_axis() + 1)?;
+        let [h, w] = self.place.map(|axis| axis.map_or(Dim::ZERO, |a| at.strides[a].clone()));
+        let strides = [at.strides[0].clone(), h, w, at.strides[self.channel_axis()].clone()];
         Some((arg, at, strides))
     }
 
@@ -430,7 +448,7 @@ impl Cx<'_> {
             return;
         }
         let padded = plan.pixel / conv.groups;
-        let axis = conv.spatial + 1;
+        let axis = conv.channel_axis();
         let small = channels < lanes / 2 || conv.plain_x().is_some_and(|(_, _, s)| !s[3].is(1));
         let width = if small { 1 } else { lanes };
         b.for_(zero, valid, 1, &[], |b, w, _| {
@@ -450,10 +468,17 @@ impl Cx<'_> {
                 };
                 let whole = conv.c / width * width;
                 let end = b.index(whole as i64);
-                b.for_(zero, end, width as i64, &[], |b, c, _| {
-                    one(b, c, None);
-                    vec![]
-                });
+                if whole / width <= 4 {
+                    for c in (0..whole).step_by(width) {
+                        let c = b.index(c as i64);
+                        one(b, c, None);
+                    }
+                } else {
+                    b.for_(zero, end, width as i64, &[], |b, c, _| {
+                        one(b, c, None);
+                        vec![]
+                    });
+                }
                 if conv.c > whole {
                     one(b, end, Some(conv.c - whole));
                 }
@@ -539,7 +564,7 @@ impl Cx<'_> {
                 })
             });
             let axes = conv.axes([at.n, at.y, x0, column]);
-            micro::write(b, env, tile, &acc, &axes, conv.spatial, columns);
+            micro::write(b, env, tile, &acc, &axes, conv.width_axis(), columns);
         });
     }
 }

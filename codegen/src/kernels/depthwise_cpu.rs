@@ -229,7 +229,7 @@ impl Cx<'_> {
             let weights = b.mul_i(kh, (conv.kernel[1] * self.lanes) as i64);
             let weights = b.add(panel, weights);
             let mut p = Point::vector(conv.axes([row.n, ih, left, c]), self.vector(b, count));
-            env.hoist(b, &[conv.x], &mut p, 1 << conv.spatial);
+            env.hoist(b, &[conv.x], &mut p, 1 << conv.width_axis());
             match span {
                 Span::Pixels { known, .. } => self.window_row(b, env, &p, known, weights, acc),
                 Span::One { .. } => self.counted_row(b, env, &p, weights, acc),
@@ -240,12 +240,12 @@ impl Cx<'_> {
             Some(n) => b.add_i(c, n as i64),
         };
         let axes = conv.axes([row.n, row.y, x0, c]);
-        micro::write(b, env, tile, &acc, &axes, conv.spatial, End { at: end, aligned: true, partial: count.is_some() });
+        micro::write(b, env, tile, &acc, &axes, conv.width_axis(), End { at: end, aligned: true, partial: count.is_some() });
     }
 
     fn vector(&self, b: &mut Builder, count: Option<usize>) -> VectorAxis {
         let count = count.map(|n| b.index(n as i64));
-        VectorAxis { axis: self.conv.spatial + 1, lanes: self.lanes, count, aligned: true }
+        VectorAxis { axis: self.conv.channel_axis(), lanes: self.lanes, count, aligned: true }
     }
 
     /// One row of the window for a tile: every input vector once. `p` is at the tile's first input column.
@@ -279,7 +279,7 @@ impl Cx<'_> {
     fn counted_row(&self, b: &mut Builder, env: &mut Env<'_>, p: &Point, weights: Val, acc: &[Val]) -> Vec<Val> {
         let conv = self.conv;
         let dilation = conv.dilations[1] as i64;
-        let left = p.axes[conv.spatial];
+        let left = p.axes[conv.width_axis()];
         let (zero, taps) = (b.index(0), b.index(conv.kernel[1] as i64));
         let up = |b: &mut Builder, v: Val| {
             let v = b.max(v, zero);
@@ -294,7 +294,7 @@ impl Cx<'_> {
         b.for_(first, end, 1, acc, |b, kw, acc| {
             let mut p = p.clone();
             let d = b.mul_i(kw, dilation);
-            p.axes[conv.spatial] = b.add(left, d);
+            p.axes[conv.width_axis()] = b.add(left, d);
             let v = self.input(b, env, &p, 0);
             let at = b.mul_i(kw, self.lanes as i64);
             let at = b.add(weights, at);
@@ -311,7 +311,7 @@ impl Cx<'_> {
 
     fn input(&self, b: &mut Builder, env: &mut Env<'_>, p: &Point, x: usize) -> Val {
         let mut p = p.clone();
-        p.axes[self.conv.spatial] = b.add_i(p.axes[self.conv.spatial], x as i64);
+        p.axes[self.conv.width_axis()] = b.add_i(p.axes[self.conv.width_axis()], x as i64);
         let v = env.expr_lanes(b, self.conv.x, &mut p);
         b.cast(v, self.conv.math.acc())
     }

@@ -9,14 +9,14 @@
 //! operand is a constant packed into panels, or rows of memory contiguous in n, or is packed panel by panel at run time.
 use super::{
     ArgFacts, Built, CpuShape, Family, KernelError, Pack,
-    expr::{Env, Point, VectorAxis},
+    expr::{Env, Point, VectorAxis, affine},
     flat::{self, Linear},
     micro::{self, Columns, End, Left, Math, Right, Rows, Tile},
     pack::Walk,
 };
 use crate::{
     targets::{Cpu, Target},
-    tile::{Access, Buf, Builder, Val},
+    tile::{Access, Buf, Builder, Ty, Val},
 };
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Schedule, attr::Layout, dim::Atom};
 
@@ -66,8 +66,8 @@ enum RightFrom {
     Panels { arg: usize, walk: Walk, batch: Vec<usize> },
     /// In place, contiguous in n.
     Memory { arg: usize, at: Linear },
-    /// Panels made in scratch for each group.
-    Scratch,
+    /// Panels made in scratch for each group; where the operand is contiguous in k, by transposing vectors.
+    Scratch { along_k: Option<(usize, Linear)> },
 }
 
 /// The region as a contraction, if it is one this family takes.
@@ -140,13 +140,18 @@ fn merge_rows(gemm: &Gemm) -> Option<Gemm> {
     }
     let (outer, rows) = (rank - 3, rank - 2);
     let (outer_extent, extent) = (gemm.region.space[outer].clone(), gemm.region.space[rows].clone());
+    // Enough rows of a known number are cut into even tiles, which an unknown factor would spoil.
+    if outer_extent.as_const().is_none() && extent.as_const().is_some_and(|n| n >= 32) {
+        return None;
+    }
     let uses = |d: &Dim| d.any_atom(&|a| matches!(a, Atom::Axis(k) if *k as usize == outer || *k as usize == rows));
     let one = |d: &Dim| d.is(1);
     let alike = |d: &Dim| {
         if !uses(d) || one(&outer_extent) {
             return true;
         }
-        flat::linear(d, rank + 1).is_some_and(|l| one(&extent) || l.strides[outer] == l.strides[rows].clone() * extent.clone())
+        let steps = affine(d, outer).and_then(|(o, rest)| Some((o, affine(&rest, rows)?.0)));
+        steps.is_some_and(|(o, r)| !uses(&o) && (one(&extent) || o == r * extent.clone()))
     };
     let mut all = gemm.region.outputs.iter().flat_map(|o| &o.index).all(alike);
     for (expr, _) in &gemm.region.exprs {
@@ -204,7 +209,7 @@ fn left_from(gemm: &Gemm) -> LeftFrom {
 
 fn right_from(gemm: &Gemm, lanes: usize, facts: &ArgFacts) -> RightFrom {
     let k_axis = gemm.k_axis();
-    let Some((arg, at)) = plain_load(&gemm.region, gemm.rhs, k_axis + 1) else { return RightFrom::Scratch };
+    let Some((arg, at)) = plain_load(&gemm.region, gemm.rhs, k_axis + 1) else { return RightFrom::Scratch { along_k: None } };
     let loads = gemm.region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { arg: a, .. } if *a as usize == arg)).count();
     if facts.constant(arg).is_some()
         && loads == 1
@@ -216,7 +221,8 @@ fn right_from(gemm: &Gemm, lanes: usize, facts: &ArgFacts) -> RightFrom {
     if gemm.math == Math::F32 && at.strides[k_axis - 1].is(1) && matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
         return RightFrom::Memory { arg, at };
     }
-    RightFrom::Scratch
+    let along_k = (gemm.math == Math::F32 && dtype == DType::F32 && at.strides[k_axis].is(1)).then_some((arg, at));
+    RightFrom::Scratch { along_k }
 }
 
 /// How to pack a constant right operand, and the batch axes it has.
@@ -266,7 +272,7 @@ fn blocks(gemm: &Gemm, cpu: &Cpu, mc: usize, staged: bool, right: &RightFrom) ->
             return Blocks::Even(d);
         }
     }
-    if matches!(right, RightFrom::Scratch) && !staged {
+    if matches!(right, RightFrom::Scratch { .. }) && !staged {
         return Blocks::Ragged(gemm.m().clone());
     }
     Blocks::Ragged(Dim::from(if mc > 0 { mc } else { fit.min(96) }))
@@ -309,7 +315,10 @@ fn classes(gemm: &Gemm, cpu: &Cpu, blocks: &Blocks, nv: usize, mr: usize) -> Vec
         Blocks::Even(n) => *n,
         Blocks::Ragged(d) => d.as_const().unwrap_or(96) as usize,
     };
+    let counted = matches!(blocks, Blocks::Ragged(_));
     let mut push = |nv: usize, mr: usize, groups: Dim| {
+        // Remainders of a counted number of rows are covered by halves: blocks are multiples of 12 and 8.
+        let mr = if counted && mr >= 8 { mr / 4 * 4 } else { mr };
         let (first_group, first_vector) = out
             .last()
             .map_or((Dim::ZERO, Dim::ZERO), |c| (c.first_group.clone() + c.groups.clone(), c.first_vector.clone() + c.groups.clone() * Dim::from(c.nv)));
@@ -351,7 +360,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let mut env = Env::with_bufs(&gemm.region, args, outs);
 
     // Scratch: rows of the left operand, then a panel of the right one.
-    let needs_panel = matches!(right, RightFrom::Scratch);
+    let needs_panel = matches!(right, RightFrom::Scratch { .. });
     let unit = Dim::from(gemm.math.staged().bits() / 8);
     let pad = |d: &Dim| d.ceil_div(&Dim::from(lanes)) * Dim::from(lanes);
     let mut row_stride = pad(&gemm.k);
@@ -538,7 +547,7 @@ impl Cx<'_> {
                 let (vector, step) = (b.index(lanes), env.size(b, &at.strides[k_axis]));
                 Right { buf: env.args[*arg], base, vector, step, count: None }
             }
-            RightFrom::Scratch => self.panel(b, env, class, batch, column, steps),
+            RightFrom::Scratch { along_k } => self.panel(b, env, class, batch, column, along_k.as_ref()),
         };
         let left = match &self.left {
             LeftFrom::Memory { arg, at } => {
@@ -582,41 +591,107 @@ impl Cx<'_> {
     }
 
     /// Evaluate the right operand's columns from `column` on into a scratch panel `[steps, nv, lanes, group]`.
-    fn panel(&self, b: &mut Builder, env: &mut Env<'_>, class: &Class, batch: &[Val], column: Val, steps: Val) -> Right {
-        let (k_axis, lanes, group) = (self.gemm.k_axis(), self.lanes, self.gemm.math.group());
-        let buf = self.scratch.unwrap_or(Buf(0));
-        let base = env.size(b, &self.staged_len);
-        let width = (class.nv * lanes * group) as i64;
+    fn panel(&self, b: &mut Builder, env: &mut Env<'_>, class: &Class, batch: &[Val], column: Val, along_k: Option<&(usize, Linear)>) -> Right {
+        let (lanes, group) = (self.lanes, self.gemm.math.group());
+        let panel = Panel { buf: self.scratch.unwrap_or(Buf(0)), base: env.size(b, &self.staged_len), width: class.nv * lanes * group };
+        let steps = b.add_i(self.k, group as i64 - 1);
+        let steps = b.div_i(steps, group as i64);
         let zero = b.index(0);
-        b.for_(zero, steps, 1, &[], |b, s, _| {
-            let to = b.mul_i(s, width);
-            let to = b.add(to, base);
-            for j in 0..class.nv {
-                let first = b.add_i(column, (j * lanes) as i64);
-                let count = b.sub(self.n, first);
-                let mut value = |b: &mut Builder, k: Val| {
-                    let mut axes = batch.to_vec();
-                    axes.extend([zero, first, k]);
-                    let mut p = Point::vector(axes, VectorAxis { axis: k_axis - 1, lanes, count: Some(count), aligned: true });
-                    let v = env.expr_lanes(b, self.gemm.rhs, &mut p);
-                    b.cast(v, self.gemm.math.staged())
-                };
-                let v = if group == 1 {
-                    value(b, s)
-                } else {
-                    let k = b.mul_i(s, 2);
-                    let even = value(b, k);
-                    let next = b.add_i(k, 1);
-                    let inside = b.lt(next, self.k);
-                    let odd = b.if_(inside, |b| vec![value(b, next)], |b| vec![super::expr::zero(b, crate::tile::Ty::of_lanes(DType::I16, lanes))])[0];
-                    let mask: Vec<u16> = (0..lanes as u16).flat_map(|l| [l, l + lanes as u16]).collect();
-                    b.shuffle(even, odd, &mask)
-                };
-                let to = b.add_i(to, (j * lanes * group) as i64);
-                b.store(buf, to, v);
+        for j in 0..class.nv {
+            let first = b.add_i(column, (j * lanes) as i64);
+            match along_k {
+                None => self.panel_vector(b, env, batch, (panel, j), first, (zero, steps)),
+                Some((arg, at)) => {
+                    let end = b.add_i(first, lanes as i64);
+                    let whole = b.le(end, self.n);
+                    let blocks = b.div_i(self.k, lanes as i64);
+                    let done = b.mul_i(blocks, lanes as i64);
+                    let done = b.select(whole, done, zero);
+                    let base = self.origin(b, env, at, batch);
+                    let stride = env.size(b, &at.strides[self.gemm.k_axis() - 1]);
+                    let d = b.mul(first, stride);
+                    let base = b.add(base, d);
+                    let buf = env.args[*arg];
+                    b.for_(zero, done, lanes as i64, &[], |b, k, _| {
+                        let from = b.add(base, k);
+                        let rows: Vec<Val> = (0..lanes)
+                            .map(|i| {
+                                let d = b.mul_i(stride, i as i64);
+                                let at = b.add(from, d);
+                                b.load(buf, at, lanes)
+                            })
+                            .collect();
+                        let to = b.mul_i(k, panel.width as i64);
+                        let to = b.add(panel.base, to);
+                        for (i, v) in transpose(b, rows).into_iter().enumerate() {
+                            let to = b.add_i(to, (i * panel.width + j * lanes) as i64);
+                            b.store(panel.buf, to, v);
+                        }
+                        vec![]
+                    });
+                    self.panel_vector(b, env, batch, (panel, j), first, (done, steps));
+                }
             }
+        }
+        let (vector, step) = (b.index((lanes * group) as i64), b.index(panel.width as i64));
+        Right { buf: panel.buf, base: panel.base, vector, step, count: None }
+    }
+
+    /// Evaluate vector `j` of a panel, the columns from `first` on, for the contraction steps `steps`.
+    fn panel_vector(&self, b: &mut Builder, env: &mut Env<'_>, batch: &[Val], (panel, j): (Panel, usize), first: Val, steps: (Val, Val)) {
+        let (k_axis, lanes, group) = (self.gemm.k_axis(), self.lanes, self.gemm.math.group());
+        let zero = b.index(0);
+        let count = b.sub(self.n, first);
+        b.for_(steps.0, steps.1, 1, &[], |b, s, _| {
+            let mut value = |b: &mut Builder, k: Val| {
+                let mut axes = batch.to_vec();
+                axes.extend([zero, first, k]);
+                let mut p = Point::vector(axes, VectorAxis { axis: k_axis - 1, lanes, count: Some(count), aligned: true });
+                let v = env.expr_lanes(b, self.gemm.rhs, &mut p);
+                b.cast(v, self.gemm.math.staged())
+            };
+            let v = if group == 1 {
+                value(b, s)
+            } else {
+                let k = b.mul_i(s, 2);
+                let even = value(b, k);
+                let next = b.add_i(k, 1);
+                let inside = b.lt(next, self.k);
+                let none = Ty::of_lanes(DType::I16, lanes);
+                let odd = b.if_(inside, |b| vec![value(b, next)], |b| vec![super::expr::zero(b, none)])[0];
+                let mask: Vec<u16> = (0..lanes as u16).flat_map(|l| [l, l + lanes as u16]).collect();
+                b.shuffle(even, odd, &mask)
+            };
+            let to = b.mul_i(s, panel.width as i64);
+            let to = b.add(to, panel.base);
+            let to = b.add_i(to, (j * lanes * group) as i64);
+            b.store(panel.buf, to, v);
             vec![]
         });
-        Right { buf, base, vector: b.index((lanes * group) as i64), step: b.index(width), count: None }
     }
+}
+
+/// A panel in scratch: where it starts and the elements of one step.
+#[derive(Clone, Copy)]
+struct Panel {
+    buf: Buf,
+    base: Val,
+    width: usize,
+}
+
+/// The transpose of a square of vectors, by exchanging blocks of doubling size.
+fn transpose(b: &mut Builder, mut rows: Vec<Val>) -> Vec<Val> {
+    let n = rows.len();
+    let mut d = 1;
+    while d < n {
+        for i in (0..n).filter(|i| i & d == 0) {
+            let (x, y) = (rows[i], rows[i + d]);
+            let low: Vec<u16> = (0..n).map(|l| if l & d == 0 { l } else { n + l - d } as u16).collect();
+            let high: Vec<u16> = (0..n).map(|l| if l & d == 0 { l + d } else { n + l } as u16).collect();
+            rows[i] = b.shuffle(x, y, &low);
+            rows[i + d] = b.shuffle(x, y, &high);
+        }
+        d *= 2;
+    }
+    rows
 }
