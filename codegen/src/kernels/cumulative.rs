@@ -37,9 +37,11 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
         vector: Some(1),
         lanes: schedule.knob("lanes", 1).max(1) as usize,
         unroll: 1,
+        wide: 1,
         point_ps: extent.as_const().unwrap_or(256) * 1500,
     };
-    let walk = nest.emit(&mut b, &mut env, &[], &mut |b, env, p| {
+    let walk = nest.emit(&mut b, &mut env, &[], &mut |b, env, points| {
+        let p = &points[0];
         let (n, stride) = (env.size(b, &extent), env.size(b, &inner));
         let row = b.mul(p.axes[0], n);
         let row = b.mul(row, stride);

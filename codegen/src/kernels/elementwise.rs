@@ -2,12 +2,13 @@
 //! other kernel took in.
 use super::{
     ArgFacts, Built, Family, KernelError, builder, cost,
-    expr::{Env, Lanes, reg},
+    expr::{Env, Lanes, Point, reg},
     native_lanes,
-    nest::Nest,
+    nest::{Nest, Walk},
     space,
+    transpose::{Tiled, turned_axis},
 };
-use crate::targets::Target;
+use crate::{targets::Target, tile::Builder};
 use pavage_ir::{DType, Expr, ExprId, Heart, Region, Schedule, dim::Atom};
 
 /// Any map.
@@ -20,10 +21,13 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let flat = space::collapse(region);
     let env = Env::with_bufs(&flat, vec![], vec![]);
     let roots = env.roots();
-    let lanes = vector_lanes(&flat, &roots, target);
+    let lanes = vector_lanes(&flat, target);
     let (axis, lanes) = pick_axis(&env, &roots, lanes);
+    let across = turned_axis(&env, axis, lanes).filter(|_| matches!(target, Target::Cpu(_)));
     let light = cost::point_ps(&flat, &roots) < 2000;
-    vec![Schedule::new("elementwise", &[("axis", axis as i64), ("lanes", lanes as i64), ("unroll", if light && lanes > 1 { 2 } else { 1 })])]
+    let plain = Schedule::new("elementwise", &[("axis", axis as i64), ("lanes", lanes as i64), ("unroll", if light && lanes > 1 { 2 } else { 1 })]);
+    let tiled = across.map(|k| Schedule::new("elementwise", &[("axis", axis as i64), ("lanes", lanes as i64), ("across", k as i64)]));
+    tiled.into_iter().chain([plain]).collect()
 }
 
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &ArgFacts) -> Result<Built, KernelError> {
@@ -33,18 +37,25 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
     let roots = env.roots();
     let lanes = schedule.knob("lanes", 1).max(1) as usize;
     let axis = (schedule.knob("axis", 0) as usize).min(flat.space.len() - 1);
-    let nest = Nest {
-        space: flat.space.clone(),
-        vector: Some(axis),
-        lanes,
-        unroll: schedule.knob("unroll", 1).max(1) as usize,
-        point_ps: cost::point_ps(&flat, &roots),
-    };
-    let walk = nest.emit(&mut b, &mut env, &roots, &mut |b, env, p| {
+    let point_ps = cost::point_ps(&flat, &roots);
+    let mut stores = |b: &mut Builder, env: &mut Env, p: &mut Point| {
         for i in 0..flat.outputs.len() {
             env.store(b, i, p);
         }
-    });
+    };
+    let across = schedule.knob("across", -1);
+    let walk = if let (Ok(across), Target::Cpu(_)) = (usize::try_from(across), target)
+        && across < flat.space.len()
+        && across != axis
+        && lanes.is_power_of_two()
+    {
+        let tiled = Tiled { space: flat.space.clone(), axis, across, lanes, point_ps };
+        Walk { cpu: Some(tiled.emit(&mut b, &mut env, &mut stores)), grid: None }
+    } else {
+        let unroll = schedule.knob("unroll", 1).max(1) as usize;
+        let nest = Nest { space: flat.space.clone(), vector: Some(axis), lanes, unroll, wide: 1, point_ps };
+        nest.emit(&mut b, &mut env, &roots, &mut |b, env, p| p.iter_mut().for_each(|p| stores(b, env, p)))
+    };
     Ok(Built::new(b.finish(), schedule, env.dims, walk))
 }
 
@@ -53,27 +64,14 @@ pub fn writable(region: &Region) -> bool {
     region.outputs.iter().all(|o| o.ty.dtype.bits() >= 8)
 }
 
-/// Points of a vector: as many as the widest float computed with allows; integers beside them (indices) take several registers.
-pub fn vector_lanes(region: &Region, roots: &[ExprId], target: &Target) -> usize {
-    let mut todo = roots.to_vec();
+/// Points of a vector: as many as the widest float read or written allows; integers beside them (indices) and wider
+/// intermediate values take several registers.
+pub fn vector_lanes(region: &Region, target: &Target) -> usize {
+    let read = region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { .. })).map(|(_, d)| *d);
     let (mut floats, mut others) = (0, 8);
-    while let Some(id) = todo.pop() {
-        let dtype = region.dtype(id);
+    for dtype in read.chain(region.outputs.iter().map(|o| o.ty.dtype)) {
         let bits = reg(dtype).bits();
-        if dtype.is_float() {
-            floats = floats.max(bits)
-        } else {
-            others = others.max(bits)
-        }
-        match region.expr(id) {
-            Expr::Call(_, xs) => todo.extend(xs),
-            Expr::Cast(x) => todo.push(*x),
-            _ => {}
-        }
-    }
-    for o in &region.outputs {
-        let bits = o.ty.dtype.bits();
-        if o.ty.dtype.is_float() { floats = floats.max(reg(o.ty.dtype).bits()) } else { others = others.max(bits) }
+        if dtype.is_float() { floats = floats.max(bits) } else { others = others.max(bits) }
     }
     match if floats > 0 { floats } else { others } {
         64 => native_lanes(target, DType::F64),

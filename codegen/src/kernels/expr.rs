@@ -7,7 +7,7 @@
 //!
 //! Narrow floats and nibbles are held in registers as `f32` and `i8` ([`reg`]) and rounded to their own dtype after
 //! each function that can leave it, as the reference does.
-use crate::tile::{Access, Buf, Builder, Ty, Val};
+use crate::tile::{Access, Buf, Builder, ReduceFn, Ty, Val};
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, Sym, dim::Atom};
 use std::collections::{BTreeMap, HashMap};
 
@@ -76,6 +76,11 @@ impl Point {
     /// The same axes with `axis` made the vector axis; computed values are kept where they do not depend on it.
     pub fn vector(axes: Vec<Val>, vector: VectorAxis) -> Point {
         Point { axes, vector: (vector.lanes > 1).then_some(vector), ..Point::default() }
+    }
+
+    /// Take `v` for the value of an expression here.
+    pub fn know(&mut self, id: ExprId, v: Val) {
+        self.memo.insert((id, None), v);
     }
 
     /// The same point with this vector axis.
@@ -409,6 +414,7 @@ impl<'r> Env<'r> {
             Expr::Index(d) => self.part(b, &d, p, mask),
             Expr::Load { arg, index, guard } => self.load(b, arg as usize, &index, guard, p, mask),
             Expr::Acc(i) => p.accs[i as usize],
+            Expr::Call(f, operands) if let Some(mask) = self.lane_bound(b, f, &operands, p) => mask,
             Expr::Call(f, operands) => {
                 let of: Vec<DType> = operands.iter().map(|o| self.region.dtype(*o)).collect();
                 let args: Vec<Val> = operands.iter().map(|o| self.masked(b, *o, p, mask)).collect();
@@ -421,6 +427,24 @@ impl<'r> Env<'r> {
         };
         p.memo.insert((id, mask), v);
         v
+    }
+
+    /// A comparison of a regular index with a bound, as a mask of the first lanes: no vector of indices is made.
+    fn lane_bound(&mut self, b: &mut Builder, f: ScalarFn, operands: &[ExprId], p: &mut Point) -> Option<Val> {
+        let v = p.vector.filter(|_| matches!(f, ScalarFn::Lt | ScalarFn::Ge))?;
+        let (Expr::Index(at), Expr::Index(_) | Expr::Int(_)) = (self.region.expr(operands[0]).clone(), self.region.expr(operands[1])) else { return None };
+        let Lanes::Step(step) = self.lanes(&at, p) else { return None };
+        if step <= 0 || self.axes_of(operands[1]) >> v.axis & 1 == 1 || self.region.dtype(operands[1]) != DType::I64 {
+            return None;
+        }
+        // Lane l is below the bound where l < ceil((bound - base) / step).
+        let base = self.index(b, &at, p);
+        let bound = self.expr(b, operands[1], p);
+        let room = b.sub(bound, base);
+        let room = b.add_i(room, step - 1);
+        let below = b.div_i(room, step);
+        let mask = b.lane_mask(below, v.lanes);
+        Some(if f == ScalarFn::Lt { mask } else { b.not(mask) })
     }
 
     fn load(&mut self, b: &mut Builder, arg: usize, index: &[Dim], guard: Option<ExprId>, p: &mut Point, mask: Option<Val>) -> Val {
@@ -444,6 +468,18 @@ impl<'r> Env<'r> {
                     Some(n) => b.load_upto(buf, at, v.lanes, n),
                     None => b.load(buf, at, v.lanes),
                 })
+            }
+            (Some(v), Lanes::Step(2)) if v.count.is_none() && v.lanes >= 4 => {
+                let first = self.index(b, &at, p);
+                match mask {
+                    None => every_other(b, buf, first, v.lanes),
+                    Some(m) => {
+                        let m = b.splat(m, v.lanes);
+                        let all = b.reduce(ReduceFn::And, m);
+                        let at = self.index_lanes(b, &at, p, mask);
+                        b.if_(all, |b| vec![every_other(b, buf, first, v.lanes)], |b| vec![b.gather(buf, at, Some(m))])[0]
+                    }
+                }
             }
             (Some(v), lanes) => {
                 let tail = v.count.map(|n| b.lane_mask(n, v.lanes));
@@ -535,6 +571,16 @@ impl<'r> Env<'r> {
         }
         roots
     }
+}
+
+/// Elements `at`, `at + 2`, ...: two overlapping loads that touch nothing beyond the last.
+fn every_other(b: &mut Builder, buf: Buf, at: Val, lanes: usize) -> Val {
+    let low = b.load(buf, at, lanes);
+    let next = b.add_i(at, lanes as i64 - 1);
+    let high = b.load(buf, next, lanes);
+    let n = lanes as u16;
+    let mask: Vec<u16> = (0..n / 2).map(|i| 2 * i).chain((0..n / 2).map(|i| n + 2 * i + 1)).collect();
+    b.shuffle(low, high, &mask)
 }
 
 /// `load` where the scalar `mask` allows it, else zero.

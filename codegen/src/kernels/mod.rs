@@ -33,6 +33,7 @@ pub mod rnn;
 pub mod scatter;
 pub mod sort;
 pub mod space;
+pub mod transpose;
 pub mod tree;
 
 use crate::{targets::Target, tile};

@@ -7,8 +7,8 @@ use super::{
 use crate::tile::{Builder, Device, Val};
 use pavage_ir::{Dim, ExprId};
 
-/// What a family does at a point (all lanes of it).
-pub type Body<'a, 'r> = &'a mut dyn FnMut(&mut Builder, &mut Env<'r>, &mut Point);
+/// What a family does at a point (all lanes of it), or at several vectors side by side.
+pub type Body<'a, 'r> = &'a mut dyn FnMut(&mut Builder, &mut Env<'r>, &mut [Point]);
 
 /// How a space is walked on a CPU.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Nest {
     pub lanes: usize,
     /// Vectors in the body of the innermost loop.
     pub unroll: usize,
+    /// Vectors that the body takes at once.
+    pub wide: usize,
     /// Picoseconds of a point.
     pub point_ps: i64,
 }
@@ -125,32 +127,37 @@ impl Nest {
         let len = b.sub(end, start);
         let rest = b.rem_i(len, lanes);
         let full = b.sub(end, rest);
-        let wide = lanes * self.unroll.max(1) as i64;
+        let (unroll, group) = (self.unroll.max(1) as i64, self.wide.max(1) as i64);
+        let wide = lanes * unroll * group;
         let rest_wide = b.rem_i(len, wide);
         let full_wide = b.sub(end, rest_wide);
-        let mut at = |b: &mut Builder, env: &mut Env<'r>, i: Val, count: Option<Val>| {
-            let mut p = p.clone();
-            p.axes[axis] = i;
-            p.vector = (lanes > 1).then_some(VectorAxis { axis, lanes: lanes as usize, count, aligned: true });
-            body(b, env, &mut p);
+        let mut at = |b: &mut Builder, env: &mut Env<'r>, i: Val, group: i64, count: Option<Val>| {
+            let mut points = vec![];
+            for j in 0..group {
+                let mut p = p.clone();
+                p.axes[axis] = b.add_i(i, j * lanes);
+                p.vector = (lanes > 1).then_some(VectorAxis { axis, lanes: lanes as usize, count, aligned: true });
+                points.push(p);
+            }
+            body(b, env, &mut points);
         };
         b.for_(start, full_wide, wide, &[], |b, i, _| {
-            for u in 0..self.unroll.max(1) as i64 {
-                let i = b.add_i(i, u * lanes);
-                at(b, env, i, None);
+            for u in 0..unroll {
+                let i = b.add_i(i, u * lanes * group);
+                at(b, env, i, group, None);
             }
             vec![]
         });
         if wide > lanes {
             b.for_(full_wide, full, lanes, &[], |b, i, _| {
-                at(b, env, i, None);
+                at(b, env, i, 1, None);
                 vec![]
             });
         }
         if lanes > 1 {
             let zero = b.index(0);
             let some = b.gt(rest, zero);
-            b.when(some, |b| at(b, env, full, Some(rest)));
+            b.when(some, |b| at(b, env, full, 1, Some(rest)));
         }
     }
 
@@ -175,7 +182,7 @@ impl Nest {
             for (k, v) in order.iter().zip(at) {
                 axes[*k] = v;
             }
-            body(b, env, &mut Point::new(axes));
+            body(b, env, &mut [Point::new(axes)]);
         });
         [total.ceil_div(&Dim::from(THREADS)), Dim::one(), Dim::one()]
     }

@@ -34,7 +34,7 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let roots = env.roots();
     let parallel = flat.space.len();
     let row = parallel + axes.len() - 1;
-    let lanes = vector_lanes(&flat, &roots, target);
+    let lanes = vector_lanes(&flat, target);
     let (axis, across) = pick_axis(&env, &roots, lanes);
     let extent = axes[axes.len() - 1].as_const();
     let contiguous = |k: usize| {
@@ -52,7 +52,9 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let along_pays = row_good > 0 && row_good - row_bad >= axis_good - axis_bad && extent.is_none_or(|n| n >= 4);
     let along_lanes = extent.map_or(lanes, |n| lanes.min((n.max(1) as usize).next_power_of_two()));
     let along = Schedule::new("reduce", &[("along", 1), ("lanes", along_lanes as i64), ("sets", if extent.is_some_and(|n| n < 64) { 1 } else { 4 })]);
-    let across = Schedule::new("reduce", &[("along", 0), ("axis", axis as i64), ("lanes", across as i64)]);
+    // Several vectors of rows side by side, where memory lies so: whole cache lines at each step.
+    let wide = if across > 1 && axis_good > 0 && flat.space[axis].as_const().is_none_or(|n| n >= 4 * across as i64) { 4 } else { 1 };
+    let across = Schedule::new("reduce", &[("along", 0), ("axis", axis as i64), ("lanes", across as i64), ("wide", wide)]);
     let gpu_row = |n: Option<i64>| Schedule::new("reduce", &[("along", 1), ("threads", if n.is_some_and(|n| n <= 1024) { 32 } else { THREADS })]);
     match target {
         Target::Cpu(_) if along_pays => vec![along, across],
@@ -75,14 +77,16 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
     let roots = env.roots();
     let along = schedule.knob("along", 0) == 1;
     let cpu = matches!(target, Target::Cpu(_));
-    let rows = Rows {
+    let mut rows = Rows {
         region: &flat,
         axes,
         stages,
+        cache: None,
         along: (along && cpu).then(|| Along { lanes: schedule.knob("lanes", 1).max(1) as usize, sets: schedule.knob("sets", 1).max(1) as usize }),
     };
     let row_points = axes.iter().map(|d| d.as_const().unwrap_or(256)).product::<i64>();
     let point_ps = cost::point_ps(&flat, &roots);
+    rows.cache = rows.along.and_then(|_| rows.worth_keeping(&env)).map(|(stage, expr)| Cache { stage, expr, buf: b.scratch(reg(flat.dtype(expr))) });
     if along && !cpu {
         let threads = schedule.knob("threads", THREADS).clamp(32, 1024);
         let grid = rows.on_gpu(&mut b, &mut env, threads);
@@ -94,9 +98,14 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
         vector: if along { None } else { Some(axis) },
         lanes: if along { 1 } else { schedule.knob("lanes", 1).max(1) as usize },
         unroll: 1,
+        wide: if along { 1 } else { schedule.knob("wide", 1).clamp(1, 8) as usize },
         point_ps: point_ps.saturating_mul(row_points),
     };
-    let walk = nest.emit(&mut b, &mut env, &roots, &mut |b, env, p| rows.row(b, env, p));
+    let mut walk = nest.emit(&mut b, &mut env, &roots, &mut |b, env, points| rows.row(b, env, points));
+    if let (Some(shape), Some(cache), Some(along)) = (&mut walk.cpu, &rows.cache, rows.along) {
+        // Whole vectors are kept, the last one too.
+        shape.scratch = (axes[0].clone() + Dim::from(along.lanes)) * Dim::from(reg(flat.dtype(cache.expr)).bits() / 8);
+    }
     Ok(Built::new(b.finish(), schedule, env.dims, walk))
 }
 
@@ -107,7 +116,15 @@ struct Along {
     sets: usize,
 }
 
+/// Values of a stage kept in scratch, because they are dear and needed again.
+struct Cache {
+    stage: usize,
+    expr: ExprId,
+    buf: Buf,
+}
+
 struct Rows<'r> {
+    cache: Option<Cache>,
     region: &'r Region,
     axes: &'r [Dim],
     stages: &'r [Stage],
@@ -144,44 +161,76 @@ impl<'r> Rows<'r> {
         groups
     }
 
+    /// The dearest stage expression that later stages or outputs ask for again, where a row is one run of elements.
+    fn worth_keeping(&self, env: &Env) -> Option<(usize, ExprId)> {
+        if self.axes.len() != 1 {
+            return None;
+        }
+        let again = |stage: usize, expr: ExprId| {
+            let outputs = self.region.outputs.iter().map(|o| o.expr);
+            self.stages[stage + 1..].iter().map(|s| s.expr).chain(outputs).any(|user| uses(self.region, user, expr))
+        };
+        let dear = |expr: ExprId| env.axes_of(expr) & self.inner_bits() != 0 && cost::point_ps(self.region, &[expr]) > 800;
+        let found = self.stages.iter().enumerate().map(|(i, s)| (i, s.expr)).filter(|(i, e)| dear(*e) && again(*i, *e));
+        found.max_by_key(|(_, e)| cost::point_ps(self.region, &[*e]))
+    }
+
     /// Outputs written at every point of a row, and those written once.
     fn outputs(&self, env: &Env) -> (Vec<usize>, Vec<usize>) {
         (0..self.region.outputs.len()).partition(|i| env.axes_of_dim(&env.out_address(*i)) & self.inner_bits() != 0)
     }
 
-    /// Everything of one row (or of `lanes` rows side by side).
-    fn row(&self, b: &mut Builder, env: &mut Env<'r>, p: &mut Point) {
+    /// Everything of one row, or of rows side by side: the lanes of each point.
+    fn row(&self, b: &mut Builder, env: &mut Env<'r>, points: &mut [Point]) {
+        let mut done = 0;
         for group in self.groups(env) {
             let exprs: Vec<ExprId> = group.iter().map(|s| s.expr).collect();
-            if p.vector.is_none() {
+            for p in points.iter_mut() {
                 env.hoist(b, &exprs, p, self.inner_bits());
             }
-            let results = self.pass(b, env, p, group);
-            p.accs.extend(results);
+            let results = self.pass(b, env, points, group, done);
+            done += group.len();
+            for (p, accs) in points.iter_mut().zip(results) {
+                p.accs.extend(accs);
+            }
         }
         let (each, once) = self.outputs(env);
         let exprs: Vec<ExprId> = each.iter().map(|i| self.region.outputs[*i].expr).collect();
         if !each.is_empty() {
-            env.hoist(b, &exprs, p, self.inner_bits());
-            self.walk(b, env, p, 0, &[], &mut |b, env, p, _, _, _| {
+            for p in points.iter_mut() {
+                env.hoist(b, &exprs, p, self.inner_bits());
+            }
+            self.walk(b, env, points, 0, &[], &mut |b, env, p, _, _, _| {
+                self.recall(b, p, done);
                 for &i in &each {
                     env.store(b, i, p);
                 }
                 vec![]
             });
         }
-        for (k, extent) in self.axes.iter().enumerate() {
-            let n = env.size(b, extent);
-            p.axes[self.first() + k] = b.add_i(n, -1);
-        }
-        for i in once {
-            env.store(b, i, p);
+        for p in points {
+            for (k, extent) in self.axes.iter().enumerate() {
+                let n = env.size(b, extent);
+                p.axes[self.first() + k] = b.add_i(n, -1);
+            }
+            for &i in &once {
+                env.store(b, i, p);
+            }
         }
     }
 
-    /// Fold one group of stages over the row.
-    fn pass(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, group: &[Stage]) -> Vec<Val> {
-        let (lanes, sets) = self.along.map_or((p.lanes(), 1), |a| (a.lanes, a.sets));
+    /// Take the kept value at a point, once the stages before `done` have run.
+    fn recall(&self, b: &mut Builder, p: &mut Point, done: usize) {
+        if let Some(cache) = self.cache.as_ref().filter(|c| c.stage < done) {
+            let v = b.load(cache.buf, p.axes[self.first()], p.lanes());
+            p.know(cache.expr, v);
+        }
+    }
+
+    /// Fold one group of stages (the first of them number `first`) over the row, for each point.
+    fn pass(&self, b: &mut Builder, env: &mut Env<'r>, points: &[Point], group: &[Stage], first: usize) -> Vec<Vec<Val>> {
+        // Sets of accumulators: several of one point along a row, or one of each point.
+        let (lanes, sets) = self.along.map_or((points[0].lanes(), points.len()), |a| (a.lanes, a.sets));
         let folds: Vec<Fold> = group.iter().map(|s| self.fold(s)).collect();
         let width: usize = folds.iter().map(Fold::width).sum();
         let mut init = vec![];
@@ -191,11 +240,16 @@ impl<'r> Rows<'r> {
             }
         }
         let last = self.first() + self.axes.len() - 1;
-        let out = self.walk(b, env, p, 0, &init, &mut |b, env, p, carried, mask, set| {
+        let out = self.walk(b, env, points, 0, &init, &mut |b, env, p, carried, mask, set| {
             let mut next = carried.to_vec();
             let mut at = set * width;
-            for (stage, fold) in group.iter().zip(&folds) {
+            self.recall(b, p, first);
+            for (i, (stage, fold)) in group.iter().zip(&folds).enumerate() {
                 let v = env.expr(b, stage.expr, p);
+                if let Some(cache) = self.cache.as_ref().filter(|c| c.stage == first + i) {
+                    let v = b.splat(v, lanes);
+                    b.store(cache.buf, p.axes[last], v);
+                }
                 let position = matches!(stage.f, StageFn::Arg { .. }).then(|| {
                     let base = b.cast(p.axes[last], fold.position);
                     if self.along.is_some() && lanes > 1 {
@@ -211,47 +265,52 @@ impl<'r> Rows<'r> {
             }
             next
         });
-        let mut results = vec![];
+        let mut results = vec![vec![]; points.len()];
         let mut at = 0;
         for fold in &folds {
-            let mut acc = out[at..at + fold.width()].to_vec();
-            for set in 1..sets {
-                let other = out[set * width + at..][..fold.width()].to_vec();
-                acc = fold.join(b, &acc, &other);
-            }
+            let part = |set: usize| out[set * width + at..][..fold.width()].to_vec();
             if self.along.is_some() {
-                acc = fold.lanes(b, &acc);
+                let mut acc = part(0);
+                for set in 1..sets {
+                    acc = fold.join(b, &acc, &part(set));
+                }
+                let acc = fold.lanes(b, &acc);
+                results[0].push(fold.finish(b, &acc));
+            } else {
+                for (set, result) in results.iter_mut().enumerate() {
+                    result.push(fold.finish(b, &part(set)));
+                }
             }
-            results.push(fold.finish(b, &acc));
             at += fold.width();
         }
         results
     }
 
-    /// Visit the points of a row from reduced axis `k` on.
-    fn walk(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, k: usize, init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
+    /// Visit the elements of a row from reduced axis `k` on, for each point.
+    fn walk(&self, b: &mut Builder, env: &mut Env<'r>, points: &[Point], k: usize, init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
         let axis = self.first() + k;
         let (zero, n) = (b.index(0), env.size(b, &self.axes[k]));
+        let moved = |p: &Point, i: Val| {
+            let mut p = p.clone();
+            p.axes[axis] = i;
+            p
+        };
         if k + 1 < self.axes.len() {
             return b.for_(zero, n, 1, init, |b, i, carried| {
-                let mut p = p.clone();
-                p.axes[axis] = i;
-                self.walk(b, env, &p, k + 1, carried, visit)
+                let points: Vec<Point> = points.iter().map(|p| moved(p, i)).collect();
+                self.walk(b, env, &points, k + 1, carried, visit)
             });
         }
         let Some(Along { lanes, sets }) = self.along else {
             return b.for_(zero, n, 1, init, |b, i, carried| {
-                let mut p = p.clone();
-                p.axes[axis] = i;
-                visit(b, env, &mut p, carried, None, 0)
+                let mut carried = carried.to_vec();
+                for (set, p) in points.iter().enumerate() {
+                    carried = visit(b, env, &mut moved(p, i), &carried, None, set);
+                }
+                carried
             });
         };
-        let at = |i: Val, count: Option<Val>| {
-            let mut p = p.clone();
-            p.axes[axis] = i;
-            p.vector = (lanes > 1).then_some(VectorAxis { axis, lanes, count, aligned: true });
-            p
-        };
+        let at = |i: Val, count: Option<Val>| moved(&points[0], i).along((lanes > 1).then_some(VectorAxis { axis, lanes, count, aligned: true }));
         let wide = (lanes * sets) as i64;
         let (rest_wide, rest) = (b.rem_i(n, wide), b.rem_i(n, lanes as i64));
         let (full_wide, full) = (b.sub(n, rest_wide), b.sub(n, rest));
@@ -409,4 +468,18 @@ pub fn across_threads(b: &mut Builder, f: &Fold, mut acc: Vec<Val>, me: Val, thr
         all = f.join(b, &all, &next);
     }
     all
+}
+
+/// Whether `user` is computed from `what`; operands precede their users in the pool.
+fn uses(region: &Region, user: ExprId, what: ExprId) -> bool {
+    let mut from = vec![false; region.exprs.len()];
+    from[what.0 as usize] = true;
+    for i in what.0 as usize + 1..=user.0 as usize {
+        from[i] = match &region.exprs[i].0 {
+            Expr::Call(_, xs) => xs.iter().any(|x| from[x.0 as usize]),
+            Expr::Cast(x) => from[x.0 as usize],
+            _ => false,
+        };
+    }
+    from[user.0 as usize]
 }
