@@ -3,6 +3,7 @@ use super::inputs::{self, Given};
 use super::load::{ModelArgs, is_artifact};
 use super::{Done, Failure, remark, say, say_json, text};
 use pavage::runtime::plan::{Kernel, KernelId};
+use pavage::runtime::{DeviceBuffer, Outputs};
 use pavage::{Artifact, Session, ShapeArg, Tensor};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Measure at least this many runs.
     #[arg(long, default_value_t = 10)]
     iterations: usize,
+    /// On a GPU, count the copies of inputs and outputs too. Otherwise they stay in its memory.
+    #[arg(long)]
+    copies: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -53,6 +57,15 @@ pub(crate) struct Effort {
     pub(crate) duration: Duration,
     /// At least this many runs.
     pub(crate) iterations: usize,
+}
+
+/// Where a GPU's inputs and outputs are while it is timed.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Keep {
+    /// In host memory: copies count.
+    OnHost,
+    /// In the session's memory, where that is another.
+    OnDevice,
 }
 
 /// Times of runs in nanoseconds, sorted.
@@ -105,28 +118,55 @@ pub(crate) fn times_table(rows: &[(&str, &Times)]) -> String {
     text::table(&HEAD, rows.iter().map(|(plan, times)| times.row(plan)))
 }
 
+/// A session with its inputs and outputs where they are to be.
+struct Runner<'a> {
+    session: &'a mut Session,
+    outputs: Outputs,
+    /// The inputs in the session's memory, if they are kept there.
+    uploaded: Vec<DeviceBuffer>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(session: &'a mut Session, feeds: &[(&str, &Tensor)], keep: Keep) -> Result<Self, Failure> {
+        let on_gpu = keep == Keep::OnDevice && session.plan().kernels.iter().any(|k| k.gpu.is_some());
+        let uploaded = if on_gpu { feeds.iter().map(|(_, t)| session.upload(t)).collect::<Result<_, _>>()? } else { Vec::new() };
+        Ok(Runner { outputs: session.new_outputs()?, session, uploaded })
+    }
+
+    /// Runs once; nanoseconds.
+    fn run(&mut self, feeds: &[(&str, &Tensor)]) -> Result<f64, Failure> {
+        if self.uploaded.is_empty() {
+            let start = Instant::now();
+            self.session.run_into(feeds, &mut self.outputs)?;
+            return Ok(start.elapsed().as_nanos() as f64);
+        }
+        let resident: Vec<(&str, &DeviceBuffer)> = feeds.iter().map(|(name, _)| *name).zip(&self.uploaded).collect();
+        let start = Instant::now();
+        self.session.run_resident(&resident)?;
+        Ok(start.elapsed().as_nanos() as f64)
+    }
+}
+
 /// Runs the sessions in turn, each once a round and in alternating order, so that a drift of the
 /// machine hits all alike.
-pub(crate) fn measure(sessions: &mut [Session], feeds: &[(&str, &Tensor)], effort: &Effort) -> Result<Vec<Times>, Failure> {
-    let mut outputs = sessions.iter().map(Session::new_outputs).collect::<Result<Vec<_>, _>>()?;
+pub(crate) fn measure(sessions: &mut [Session], feeds: &[(&str, &Tensor)], effort: &Effort, keep: Keep) -> Result<Vec<Times>, Failure> {
+    let mut runners = sessions.iter_mut().map(|s| Runner::new(s, feeds, keep)).collect::<Result<Vec<_>, _>>()?;
     let warm = Instant::now();
     loop {
-        for (session, out) in sessions.iter_mut().zip(&mut outputs) {
-            session.run_into(feeds, out)?;
+        for runner in &mut runners {
+            runner.run(feeds)?;
         }
         if warm.elapsed() >= effort.warm_up {
             break;
         }
     }
-    let mut ns = vec![Vec::new(); sessions.len()];
+    let mut ns = vec![Vec::new(); runners.len()];
     let start = Instant::now();
     let mut rounds = 0;
     while rounds < effort.iterations || start.elapsed() < effort.duration {
-        for turn in 0..sessions.len() {
-            let i = if rounds % 2 == 0 { turn } else { sessions.len() - 1 - turn };
-            let run = Instant::now();
-            sessions[i].run_into(feeds, &mut outputs[i])?;
-            ns[i].push(run.elapsed().as_nanos() as f64);
+        for turn in 0..runners.len() {
+            let i = if rounds % 2 == 0 { turn } else { runners.len() - 1 - turn };
+            ns[i].push(runners[i].run(feeds)?);
         }
         rounds += 1;
     }
@@ -293,7 +333,8 @@ pub(crate) fn main(args: &Args) -> Done {
         iterations: args.iterations.max(1),
     };
     let mut sessions = plans.iter().map(|plan| artifact.session(args.model.device, args.model.session_options(plan))).collect::<Result<Vec<_>, _>>()?;
-    let times = measure(&mut sessions, &feeds, &effort)?;
+    let keep = if args.copies { Keep::OnHost } else { Keep::OnDevice };
+    let times = measure(&mut sessions, &feeds, &effort, keep)?;
     let savings = savings(&mut sessions, &feeds)?;
     let target = sessions[0].plan().target.clone();
 

@@ -1,5 +1,5 @@
 //! `pavage demo`: a real model from ONNX to answers, and what fusion bought.
-use super::bench::{self, Effort};
+use super::bench::{self, Effort, Keep};
 use super::progress::{Bar, Dumps};
 use super::{Done, Failure, npy, say, say_json, text};
 use pavage::runtime::host_level;
@@ -81,7 +81,7 @@ pub(crate) fn main(args: &Args) -> Done {
     }
     let accuracy = right[0] as f64 / labels.len() as f64;
     let effort = Effort { warm_up: Duration::from_millis(200), duration: Duration::from_secs_f64(args.duration.clamp(0.0, 3600.0)), iterations: 10 };
-    let times = bench::measure(&mut sessions, &feeds, &effort)?;
+    let times = bench::measure(&mut sessions, &feeds, &effort, Keep::OnDevice)?;
     let savings = bench::savings(&mut sessions, &feeds)?;
 
     if args.json {

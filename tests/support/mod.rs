@@ -1,5 +1,5 @@
 //! What the tests of the program share: running it, a folder of their own, ONNX files by hand.
-#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary has its own copy and uses some of it")]
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
