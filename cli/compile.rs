@@ -5,6 +5,7 @@ use super::{Done, Failure, remark, say, say_json, text};
 use clap::ValueEnum;
 use pavage::{CompileOptions, Emit, Fallback, OptLevel, ShapeArg, Source, Verify, compile};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -114,6 +115,8 @@ pub(crate) fn main(args: &Args) -> Done {
     compiled.save(&output)?;
     let artifact = compiled.open()?;
     let plans: Vec<_> = artifact.manifest().plans.iter().collect();
+    // Targets differ in kernels rarely; a plan that is the same for all is said once.
+    let counts: BTreeSet<String> = plans.iter().map(|p| format!("{} ({})", p.name, text::count(p.kernels.len(), "kernel"))).collect();
     if args.json {
         let plan =
             |p: &&pavage::runtime::plan::Plan| json!({"name": p.name, "target": p.target, "kernels": p.kernels.len(), "predicted_ms": p.predicted_ns / 1e6});
@@ -129,7 +132,7 @@ pub(crate) fn main(args: &Args) -> Done {
         "{style}{}{style:#}: {}, {} for {}, in {}",
         output.display(),
         text::bytes(compiled.artifact.len() as f64),
-        plans.iter().map(|p| format!("{} ({})", p.name, text::count(p.kernels.len(), "kernel"))).collect::<Vec<_>>().join(", "),
+        counts.into_iter().collect::<Vec<_>>().join(", "),
         args.targets.join(", "),
         text::time(took.as_nanos() as f64),
     ));
