@@ -457,3 +457,14 @@ fn strings_are_left_out_with_a_note() {
     let out = run(&m, &[Tensor::from_f32([2, 1], &[0.25, 0.75])]);
     assert_eq!(out[0].to_f64(), [0.75, 0.0, 0.25, 0.0, 0.5, 0.5]);
 }
+
+#[test]
+fn sizes_that_must_be_equal_are_told() {
+    // Pairs of rows: only even extents divide.
+    let m = model(13, graph(vec![node("Reshape", &["x", "s"], &["y"])], vec![value("x", F32, vec![Named("n")])], &["y"], vec![ints("s", &[2], &[-1, 2])]));
+    let imported = import(&m).unwrap();
+    let told: Vec<String> = imported.equalities.iter().map(|(a, b)| format!("{a} = {b}")).collect();
+    assert_eq!(told, ["mod(n,2) = 0"]);
+    assert_eq!(run(&m, &[Tensor::from_f32([6], &noise(6, 21))])[0].shape(), [3, 2]);
+    assert!(pavage_ir::eval::eval(&imported.graph, &[Tensor::from_f32([5], &noise(5, 22))]).is_err());
+}

@@ -1,7 +1,7 @@
 //! The reference evaluator of whole graphs: one node after another, in [`Graph::schedule`] order.
 //!
-//! Sizes come from the inputs: an input extent that is a lone symbol, or a multiple of one, binds it; every
-//! other extent must then agree. Ops that define sizes (`bind_size`, `nonzero`, `loop`) bind theirs when they run.
+//! Sizes come from the inputs: an input extent `a*n + b` of one symbol binds it; every other extent must then
+//! agree. Ops that define sizes (`bind_size`, `nonzero`, `loop`) bind theirs when they run.
 use crate::{Binding, Dim, Graph, Node, NodeId, NodeKind, Op, Sym, Tensor, TensorType, Value, dim::Atom, op::EvalArgs, ops, text::bounds};
 use std::collections::BTreeMap;
 
@@ -111,10 +111,11 @@ fn bind_inputs(graph: &Graph, inputs: &[Tensor], binding: &mut Binding) -> Resul
             return Err(error(input, tensor, String::new()));
         }
         for (dim, extent) in input.1.shape.iter().zip(tensor.shape()) {
-            if let Some((sym, factor)) = lone_symbol(dim)
+            if let Some((sym, factor, offset)) = lone_symbol(dim)
                 && !binding.0.contains_key(&sym.name)
             {
-                bind_symbol(sym, *extent / factor, binding).map_err(|e| error(input, tensor, format!(": {e}")))?;
+                let value = usize::try_from((*extent as i64 - offset) / factor).unwrap_or(0);
+                bind_symbol(sym, value, binding).map_err(|e| error(input, tensor, format!(": {e}")))?;
             }
         }
     }
@@ -131,11 +132,15 @@ fn input_name(node: &Node) -> &str {
     }
 }
 
-/// The symbol and factor of an extent such as `n` or `32*n`, which an input's extent decides.
-fn lone_symbol(dim: &Dim) -> Option<(&Sym, usize)> {
-    match dim.terms() {
+/// The symbol, factor and offset of an extent such as `n`, `32*n` or `n+1`, which an input's extent decides.
+fn lone_symbol(dim: &Dim) -> Option<(&Sym, i64, i64)> {
+    let (offset, rest) = match dim.terms() {
+        [(none, offset), rest @ ..] if none.is_empty() => (*offset, rest),
+        rest => (0, rest),
+    };
+    match rest {
         [(atoms, factor)] if *factor > 0 => match atoms.as_slice() {
-            [Atom::Sym(sym)] => Some((sym, *factor as usize)),
+            [Atom::Sym(sym)] => Some((sym, *factor, offset)),
             _ => None,
         },
         _ => None,

@@ -127,6 +127,8 @@ pub(crate) struct Builder {
     pub(crate) input_symbols: BTreeSet<String>,
     symbols: BTreeSet<String>,
     pub(crate) notes: BTreeSet<String>,
+    /// Sizes that must be equal for the graph to be right.
+    pub(crate) equalities: BTreeSet<(Dim, Dim)>,
     /// Nodes emitted and not yet attributed to a node of the model, with their frames.
     pub(crate) fresh: Vec<(usize, NodeId)>,
     emitted: usize,
@@ -144,6 +146,7 @@ impl Builder {
             input_symbols: BTreeSet::new(),
             symbols: BTreeSet::new(),
             notes: BTreeSet::new(),
+            equalities: BTreeSet::new(),
             fresh: vec![],
             emitted: 0,
             strings: None,
@@ -505,6 +508,17 @@ impl Builder {
         self.pointwise(f, &[v, c])
     }
 
+    /// Note that a run is right only where two sizes are equal. Inside a body that need not run, nothing follows for the
+    /// model's inputs.
+    pub(crate) fn must_be_equal(&mut self, a: Dim, b: Dim) {
+        let mut symbols = a.symbols().into_iter().chain(b.symbols());
+        if self.frames.len() == 1 && symbols.all(|s| self.input_symbols.contains(s.name.as_ref())) {
+            self.equalities.insert((a, b));
+        } else {
+            self.notes.insert(format!("assumes that {a} and {b} are equal"));
+        }
+    }
+
     /// Two extents that the model needs to be equal: decided, related through a symbol, or assumed and checked at run time.
     pub(crate) fn same_extent(&mut self, a: &Dim, b: &Dim) -> Res<Dim> {
         if a == b {
@@ -524,7 +538,7 @@ impl Builder {
             }
             None => {}
         }
-        self.notes.insert(format!("assumes that {a} and {b} are equal (checked when run)"));
+        self.must_be_equal(a.clone(), b.clone());
         Ok(if a.as_const().is_some() {
             a.clone()
         } else if b.as_const().is_some() {

@@ -210,6 +210,8 @@ pub(crate) fn classifier(cx: &mut Cx) -> Res<Vec<Val>> {
     let scores = forest.emit(cx, x, classes, Aggregate::Sum)?;
     let transform = Transform::read(cx)?;
     if classes != 2 || used.len() != 1 {
+        // One base value for two classes is the first one's.
+        let base = if classes == 2 && base.len() == 1 { vec![base[0], 0.0] } else { base };
         let scores = ml::add_base(cx, scores, &base, classes)?;
         let label = labels.of_best(cx, scores)?;
         return Ok(vec![label, transform.apply(cx, scores)?]);

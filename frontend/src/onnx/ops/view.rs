@@ -36,7 +36,7 @@ pub(crate) fn cast_like(cx: &mut Cx) -> Res<Vec<Val>> {
 }
 
 /// `0` copies an extent (unless `keep_zero`), `-1` takes what is left.
-fn resolve_reshape(from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim>> {
+fn resolve_reshape(b: &mut Builder, from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim>> {
     let mut shape = vec![];
     let mut hole = None;
     for (i, d) in target.iter().enumerate() {
@@ -72,7 +72,16 @@ fn resolve_reshape(from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim
         {
             return invalid(format!("{h} elements do not divide by {w}"));
         }
+        let rest = have.modulo(&want);
+        if rest.as_const().is_none() {
+            b.must_be_equal(rest, Dim::ZERO);
+        }
         shape[i] = have.div(&want);
+    } else {
+        let (have, want): (Dim, Dim) = (from.iter().cloned().product(), shape.iter().cloned().product());
+        if have != want {
+            b.must_be_equal(have, want);
+        }
     }
     Ok(shape)
 }
@@ -80,7 +89,8 @@ fn resolve_reshape(from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim
 pub(crate) fn reshape(cx: &mut Cx) -> Res<Vec<Val>> {
     let (x, target) = (cx.arg(0)?, cx.arg(1)?);
     let Some(target) = cx.dims(target) else { return missing("Reshape to a shape that is computed from data") };
-    let shape = resolve_reshape(&cx.shape(x), &target, cx.flag("allowzero", false)?)?;
+    let (from, keep_zero) = (cx.shape(x), cx.flag("allowzero", false)?);
+    let shape = resolve_reshape(cx, &from, &target, keep_zero)?;
     Ok(vec![cx.reshape(x, shape)?])
 }
 
