@@ -31,7 +31,7 @@ impl FlashTiles {
     /// What measured best for a head of `depth` elements.
     pub fn best(depth: u64, causal: bool) -> FlashTiles {
         let consumers = if depth == 64 && !causal { 3 } else { 2 };
-        FlashTiles { consumers, keys: 128, stages: 2, pingpong: depth == 64, heads: 8 }
+        FlashTiles { consumers, keys: 128, stages: 2, pingpong: false, heads: 8 }
     }
 
     /// Queries of a block's tile.

@@ -7,10 +7,10 @@
 use super::expr::{Env, Point, affine, call, reg};
 use super::flash::{self, Attention, BiasAt, FlashTiles, Operands, Rows};
 use super::hopper_gemm::{self, Matrix, Out, Problem, Rhs, Size, Slice, Tiles};
-use super::hopper_words::{Place, acc_load, acc_store};
+use super::hopper_words::{Place, acc_load, acc_store, ex2, gives};
 use super::{ArgFacts, Built, Family, KernelError, builder};
 use crate::targets::{Gpu, Target};
-use crate::tile::hopper::{Vary, size};
+use crate::tile::hopper::{HopperWord as H, Vary, size};
 use crate::tile::{Builder, Ty, Val};
 use pavage_ir::dim::Atom;
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, Schedule};
@@ -83,7 +83,7 @@ fn operand(region: &Region, id: ExprId, inner: usize, outer: usize, batch: usize
     }
     let axes: Vec<usize> = [inner, outer].into_iter().chain(0..batch).collect();
     let t = strided(region, id, &axes)?;
-    let aligned = t.strides[1..].iter().chain([&t.offset]).all(|d| multiple(d, 8));
+    let aligned = t.offset.is(0) && t.strides[1..].iter().all(|d| multiple(d, 8));
     (t.strides[0].is(1) && aligned && !t.strides[1].is(0)).then_some(t)
 }
 
@@ -125,7 +125,7 @@ fn gemm_schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedul
     let batch: i64 = region.space[..shape.p - 2].iter().map(|d| known(d, 1)).product();
     let mut found = vec![];
     for (bn, rate) in [(256i64, 1.0), (192, 0.95), (128, 0.88), (64, 0.6)] {
-        for (cluster, gain) in [(2i64, 1.0), (1, 0.96)] {
+        for (cluster, gain) in [(1i64, 1.0), (2, 0.98)] {
             // With B as [k][n] each block of the cluster loads whole panels.
             if cluster == 2 && (bn / 2) % 64 != 0 {
                 continue;
@@ -258,7 +258,7 @@ fn tma_output(region: &Region, p: usize) -> Option<Tensor> {
         strides.push(factor);
         rest = left;
     }
-    let aligned = strides[1..].iter().chain([&rest]).all(|d| multiple(d, 8));
+    let aligned = rest.is(0) && strides[1..].iter().all(|d| multiple(d, 8));
     // Without a stride of its own an axis of extent 1 has no place in a tensor map.
     let spread = strides[1..].iter().all(|d| !d.is(0));
     (strides[0].is(1) && aligned && spread && !has_axes(&rest)).then_some(Tensor { arg: 0, strides, offset: rest })
@@ -356,8 +356,6 @@ fn build_gemm(region: &Region, schedule: &Schedule, target: &Target, name: &str,
 
 /// Coordinates of register `i` of this thread in a slice.
 fn one_by_one(b: &mut Builder, env: &mut Env<'_>, slice: &Slice, rows: Val, cols: Val) {
-    use super::hopper_words::gives;
-    use crate::tile::hopper::HopperWord as H;
     let like = b.ty(slice.acc).with(DType::I32);
     let (r, c) = (gives(b, H::AccRows, &[], &[], like), gives(b, H::AccCols, &[], &[], like));
     let (last_row, last_col) = (b.add_i(rows, -1), b.add_i(cols, -1));
@@ -524,6 +522,14 @@ impl Fragments<'_, '_> {
 
     /// Fragments of 16-bit floats are kept in f32 and not rounded between functions.
     fn call(&mut self, b: &mut Builder, f: ScalarFn, dtype: DType, args: &[Val]) -> Val {
+        let half = matches!(self.env.region.outputs[0].ty.dtype, DType::F16 | DType::BF16);
+        if half
+            && reg(dtype) == DType::F32
+            && args.len() == 1
+            && let Some(v) = quick(b, f, args[0])
+        {
+            return v;
+        }
         if reg(dtype) != dtype && dtype.is_float() { b.map(f, args) } else { call(b, f, dtype, args) }
     }
 
@@ -543,4 +549,60 @@ impl Fragments<'_, '_> {
         acc_store(b, self.env.outs[0], v, place, pairs);
         None
     }
+}
+
+/// Functions for results that are rounded to 16 bits: absolute error below 2e-7 (`erf`, `tanh`), relative error below 2^-18 (the others),
+/// at a third of the instructions of the exact ones.
+fn quick(b: &mut Builder, f: ScalarFn, x: Val) -> Option<Val> {
+    let k = |b: &mut Builder, v: f64| b.float(v, DType::F32);
+    let log2e = std::f64::consts::LOG2_E;
+    let rcp = |b: &mut Builder, x: Val| {
+        let ty = b.ty(x);
+        gives(b, H::Rcp, &[x], &[], ty)
+    };
+    // 2^(x * c)
+    let power = |b: &mut Builder, x: Val, c: f64| {
+        let c = k(b, c);
+        let x = b.mul(x, c);
+        ex2(b, x)
+    };
+    Some(match f {
+        ScalarFn::Exp => power(b, x, log2e),
+        ScalarFn::Sigmoid => {
+            let e = power(b, x, -log2e);
+            let one = k(b, 1.0);
+            let d = b.add(e, one);
+            rcp(b, d)
+        }
+        ScalarFn::Tanh => {
+            // 1 - 2 / (1 + e^2x)
+            let e = power(b, x, 2.0 * log2e);
+            let (one, two) = (k(b, 1.0), k(b, -2.0));
+            let d = b.add(e, one);
+            let r = rcp(b, d);
+            b.fma(r, two, one)
+        }
+        ScalarFn::Erf => {
+            // Abramowitz and Stegun 7.1.26: 1 - t (a1 + ... + a5 t^4) e^-x^2 for x >= 0.
+            let a = b.map(ScalarFn::Abs, &[x]);
+            let (p, one) = (k(b, 0.327_591_1), k(b, 1.0));
+            let d = b.fma(a, p, one);
+            let t = rcp(b, d);
+            let mut q = k(b, 1.061_405_429);
+            for c in [-1.453_152_027, 1.421_413_741, -0.284_496_736, 0.254_829_592] {
+                let c = k(b, c);
+                q = b.fma(q, t, c);
+            }
+            let q = b.mul(q, t);
+            let s = b.mul(a, a);
+            let e = power(b, s, -log2e);
+            let minus = b.neg(q);
+            let r = b.fma(minus, e, one);
+            let n = b.neg(r);
+            let zero = k(b, 0.0);
+            let below = b.lt(x, zero);
+            b.select(below, n, r)
+        }
+        _ => return None,
+    })
 }

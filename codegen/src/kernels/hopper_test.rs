@@ -68,3 +68,21 @@ fn odd_rows_and_wide_types_go_to_other_families() {
     }
     assert_ne!(family(&r).ok().as_deref(), Some("hopper_gemm"));
 }
+
+#[test]
+fn contractions_without_matrix_units_assemble() {
+    let mut kernels = vec![];
+    for arch in ["sm_80", "sm_90a"] {
+        let target = Target::parse(arch).expect("a target");
+        kernels.clear();
+        for (i, (n, k)) in [(768, 3072), (770, 770), (64, 64)].into_iter().enumerate() {
+            for (rows, cols) in [(2, 2), (1, 2), (1, 1)] {
+                let schedule = pavage_ir::Schedule::new("gemm_gpu", &[("rows", rows), ("cols", cols)]);
+                let r = linear(DType::F32, DType::F32, n, k, Tail::BiasGelu);
+                let b = build(&r, &target, &format!("sgemm_{i}_{rows}_{cols}"), &ArgFacts::default(), Some(&schedule)).expect("builds");
+                kernels.push(b.kernel);
+            }
+        }
+        assemble(&kernels, arch);
+    }
+}

@@ -14,6 +14,7 @@ pub mod flash;
 mod flat;
 pub mod fold;
 pub mod gemm_cpu;
+pub mod gemm_gpu;
 pub mod hopper_gemm;
 #[cfg(test)]
 mod hopper_interp_test;
@@ -195,6 +196,7 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     hopper_region::GEMM,
     hopper_region::FLASH,
+    gemm_gpu::FAMILY,
     elementwise::FAMILY,
     reduce::FAMILY,
     gemm_cpu::FAMILY,

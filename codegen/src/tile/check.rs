@@ -64,6 +64,7 @@ pub fn check(kernel: &Kernel, limits: &Limits) -> Result<Needs, CheckError> {
         c.define(*d).map_err(|why| fail(format!("dim {d}"), why))?;
     }
     c.block(&kernel.body).map_err(|(at, why)| fail(at, why))?;
+    super::hopper_check::check(kernel).map_err(|(at, why)| fail(at, why))?;
     let vector_regs = pressure(kernel, limits.vector_bytes);
     Ok(Needs { shared_bytes: kernel.shared_bytes(), vector_regs })
 }

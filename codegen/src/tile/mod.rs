@@ -11,6 +11,7 @@
 pub mod builder;
 pub mod check;
 pub mod hopper;
+mod hopper_check;
 pub mod interp;
 pub mod mma;
 pub mod op;
