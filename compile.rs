@@ -6,7 +6,10 @@ use crate::{
 use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
 use pavage_frontend::onnx::Model;
 use pavage_ir::{Graph, program::Program, text};
-use pavage_passes::{self as passes, Ctx, build, eqsat};
+use pavage_passes::{
+    self as passes, Ctx, build,
+    eqsat::{self, cost},
+};
 use std::collections::BTreeMap;
 
 /// Compile `model` for every target of `options`, with every plan, into one artifact.
@@ -38,12 +41,15 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
     stage("optimising", 1);
     let pipeline = if options.opt_level == OptLevel::O0 { &passes::PIPELINE[..2] } else { passes::PIPELINE };
     let optimised = passes::run(&mut graph, &ctx, pipeline).map_err(Error::from);
-    let programs = optimised.and_then(|()| options.plans.iter().map(|plan| program(plan, &graph, options.opt_level, &ctx)).collect::<Result<Vec<_>, _>>());
-    dump(options.progress, &ctx);
-    let programs = programs?;
-    notes.extend(ctx.notes.take());
+    // Plans are chosen by what a device costs: one set for CPUs, one for GPUs.
+    let (cpu, gpu) = (Ctx { costs: cost::CPU, ..ctx }, Ctx { costs: cost::GPU, dump_after: options.dump_after.clone(), ..Ctx::default() });
+    let planned = optimised.and_then(|()| plans(&graph, targets, options, &cpu, &gpu));
+    dump(options.progress, &cpu);
+    dump(options.progress, &gpu);
+    let targets = planned?;
+    notes.extend(cpu.notes.take().into_iter().chain(gpu.notes.take()));
     if let Some(what) = options.emit {
-        let emitted = emit_text(what, &graph, &programs, &targets)?;
+        let emitted = emit_text(what, &graph, &targets)?;
         return Ok(Compiled { artifact: vec![], emitted, notes });
     }
     stage("generating code", 2);
@@ -53,7 +59,6 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         inputs,
         outputs,
         symbols: graph.symbols(),
-        programs: &programs,
         targets: &targets,
         flags: options.flags(),
         input_hash: hash,
@@ -80,14 +85,29 @@ fn content_hash(model: Source) -> Result<String, Error> {
     })
 }
 
+/// Every plan of every target; targets of one kind share theirs.
+fn plans(graph: &Graph, targets: Vec<Target>, options: &CompileOptions, cpu: &Ctx, gpu: &Ctx) -> Result<Vec<(Target, Vec<Program>)>, Error> {
+    let mut made: [Option<Vec<Program>>; 2] = [None, None];
+    let mut all = vec![];
+    for target in targets {
+        let (kind, ctx) = if matches!(target, Target::Cpu(_)) { (0, cpu) } else { (1, gpu) };
+        if made[kind].is_none() {
+            made[kind] = Some(options.plans.iter().map(|plan| program(plan, graph, options.opt_level, ctx)).collect::<Result<_, _>>()?);
+        }
+        all.push((target, made[kind].clone().unwrap_or_default()));
+    }
+    Ok(all)
+}
+
 fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {
     let search = |g: &Graph| eqsat::optimise(g, ctx);
+    let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
     let planner: build::Planner = match plan {
         "unfused" => &build::unfused,
         "fused" if level == OptLevel::O0 => &build::unfused,
-        "fused" if level == OptLevel::O1 => &build::greedy,
+        "fused" if level == OptLevel::O1 => &greedy,
         "fused" => &search,
-        "greedy" => &build::greedy,
+        "greedy" => &greedy,
         other => return Err(Error::Request(format!("no plan is named `{other}`; there are fused, greedy and unfused"))),
     };
     Ok(build::program(plan, graph, planner, ctx)?)
@@ -113,14 +133,14 @@ fn unsupported(graph: &Graph, missing: &[(pavage_ir::NodeId, String)]) -> String
     format!("this model needs {} things no kernel covers:\n{}", lines.len(), lines.join("\n"))
 }
 
-fn emit_text(what: Emit, graph: &Graph, programs: &[Program], targets: &[Target]) -> Result<String, Error> {
+fn emit_text(what: Emit, graph: &Graph, targets: &[(Target, Vec<Program>)]) -> Result<String, Error> {
     if what == Emit::Ir {
-        let programs: Vec<String> = programs.iter().map(ToString::to_string).collect();
+        let programs: Vec<String> = targets.iter().flat_map(|(t, programs)| programs.iter().map(move |p| format!("; {t}\n{p}"))).collect();
         return Ok(format!("{}\n{}", text::print(graph), programs.join("\n")));
     }
     let fail = |e: &dyn std::fmt::Display| Error::Internal { stage: "code generation".into(), why: e.to_string() };
     let mut out = String::new();
-    for target in targets {
+    for (target, programs) in targets {
         let kernels = emit::Kernels::build(programs, target, &BTreeMap::new()).map_err(|e| Error::Unsupported(e.to_string()))?;
         let tiles = kernels.tiles();
         let mlir = match target {

@@ -63,10 +63,8 @@ pub struct Request<'a> {
     pub outputs: Vec<Port>,
     /// Every size symbol.
     pub symbols: Vec<Sym>,
-    /// One program a plan.
-    pub programs: &'a [Program],
-    /// Targets; each gets every plan.
-    pub targets: &'a [Target],
+    /// Targets, each with one program a plan.
+    pub targets: &'a [(Target, Vec<Program>)],
     /// Flags as typed, for the manifest.
     pub flags: Vec<String>,
     /// Hash of the model file, hex.
@@ -178,14 +176,14 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
         ..plan::Manifest::default()
     };
     let mut tensors = Tensors::default();
-    for (i, target) in request.targets.iter().enumerate() {
+    for (i, (target, programs)) in request.targets.iter().enumerate() {
         let tell = |what: &str| {
             if let Some(p) = request.progress {
                 p(&format!("{target}: {what}"), i, request.targets.len());
             }
         };
         tell("kernels");
-        let kernels = Kernels::build(request.programs, target, &request.tuned)?;
+        let kernels = Kernels::build(programs, target, &request.tuned)?;
         tell("code");
         let tiles = kernels.tiles();
         let code = match target {
@@ -199,7 +197,7 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
             }
         };
         tell("plans");
-        for program in request.programs {
+        for program in programs {
             let mut out = PlanWriter { symbols: &symbols, all: &kernels, target, writer: &mut writer, tensors: &mut tensors, kernels: vec![] };
             let body = out.body(&program.body, &mut vec![])?;
             let kernels = out.kernels;

@@ -271,6 +271,9 @@ ops! {
     /// `out[b..., m, n] = sum_k a[b..., m, k] * b[b..., k, n]`; batch extents equal, operand dtypes equal.
     /// The result has dtype `out`: f16 and bf16 products accumulate in f32, integers in i32 or wider (wrapping).
     "matmul" = MatMul("a", "b") { out: DType } infer ops::matmul::infer, eval ops::matmul::eval;
+    /// `softmax(scale * q k^T + mask) v` over the last two axes: `q[b..., s, e]`, `k[b..., t, e]`, `v[b..., t, d]`, `mask[b..., s, t]` added to
+    /// the scaled scores. Scores and sums are f32 or wider. No importer makes it: rules find it.
+    "attention" = Attention("q", "k", "v", "mask?") { scale: Real } infer ops::attention::infer, eval ops::attention::eval;
     /// Cross-correlation of `x` (`[n, c, spatial...]` or `[n, spatial..., c]` by `layout`) with
     /// `w` (`[o, c / groups, kernel...]` in either layout); accumulates as `matmul` does. The result has the
     /// operands' dtype, i32 for narrower integers.

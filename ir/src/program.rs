@@ -76,6 +76,7 @@ pub struct Origin {
 
 /// One thing to do.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every step is a region, so boxing it would save nothing")]
 pub enum Step {
     /// Run a region.
     Run {

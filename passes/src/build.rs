@@ -1,6 +1,7 @@
 //! Clusters to a program: an order for the kernels, a buffer for each value, steps for control flow.
 use crate::{
     Ctx, PassError,
+    eqsat::cost::Costs,
     form::form,
     fuse::{self, Cluster, Order},
     memory,
@@ -21,8 +22,8 @@ pub fn unfused(graph: &Graph) -> Result<(Graph, Vec<Cluster>), PassError> {
 }
 
 /// The greedy fuser's kernels.
-pub fn greedy(graph: &Graph) -> Result<(Graph, Vec<Cluster>), PassError> {
-    Ok((graph.clone(), fuse::greedy(graph)?))
+pub fn greedy(graph: &Graph, costs: &Costs) -> Result<(Graph, Vec<Cluster>), PassError> {
+    Ok((graph.clone(), fuse::greedy(graph, costs)?))
 }
 
 /// Build the program `name` of `graph`: kernels by `planner`, in nested graphs likewise.

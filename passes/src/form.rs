@@ -53,7 +53,7 @@ pub struct Formed {
 
 /// Whether an op fixes the loops of a kernel.
 pub fn is_heart(op: &Op) -> bool {
-    matches!(op, Op::MatMul { .. } | Op::Conv { .. } | Op::Pool { .. }) || is_opaque(op)
+    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Conv { .. } | Op::Pool { .. }) || is_opaque(op)
 }
 
 /// Whether an op stays an op of its own in a region.
@@ -76,6 +76,7 @@ pub fn is_opaque(op: &Op) -> bool {
         | Op::GatherNd { .. }
         | Op::Pad { .. }
         | Op::MatMul { .. }
+        | Op::Attention { .. }
         | Op::Conv { .. }
         | Op::Pool { .. } => false,
         Op::ConvTranspose { .. }
@@ -245,6 +246,20 @@ impl Former<'_> {
                 let rhs = self.pull(operands[1], at(p, p - 1), None)?;
                 let acc = if *acc == DType::F16 || *acc == DType::BF16 { DType::F32 } else { *acc };
                 Heart::Contract { k, lhs, rhs, acc }
+            }
+            Op::Attention { scale } => {
+                let at_own = |this: &mut Self, v: Value| {
+                    let (at, shape) = own(this.graph.ty(v));
+                    this.enter(shape);
+                    this.pull(v, at, None)
+                };
+                let q = at_own(self, operands[0])?;
+                let k = at_own(self, operands[1])?;
+                let v = at_own(self, operands[2])?;
+                let mask = operands.get(3).map(|m| at_own(self, *m)).transpose()?;
+                let keys = self.graph.ty(operands[1]).clone();
+                let [keys, depth] = [keys.shape[keys.rank() - 2].clone(), keys.shape[keys.rank() - 1].clone()];
+                Heart::Attention { q, k, v, mask, scale: *scale, keys, depth }
             }
             Op::Conv { strides, dilations, lo, hi, groups, layout } => {
                 let window = Window { strides: strides.clone(), dilations: dilations.clone(), lo: lo.clone(), hi: hi.clone(), layout: *layout };

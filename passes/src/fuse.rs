@@ -5,7 +5,7 @@
 //! a reshape that nobody can read through is another name for the same memory.
 use crate::{
     PassError,
-    eqsat::cost,
+    eqsat::cost::{self, Costs},
     form::{self, Formed, Illegal, form},
 };
 use pavage_ir::{Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, ScalarFn, Value};
@@ -59,13 +59,13 @@ pub(crate) fn single(graph: &Graph, order: &Order, id: NodeId) -> Result<Cluster
 
 /// Grow clusters greedily from one an op.
 /// A destructive fuser with the same legality and costs as the e-graph's: the baseline that search has to beat.
-pub fn greedy(graph: &Graph) -> Result<Vec<Cluster>, PassError> {
-    Ok(grow(graph, unfused(graph)?, "greedy"))
+pub fn greedy(graph: &Graph, costs: &Costs) -> Result<Vec<Cluster>, PassError> {
+    Ok(grow(graph, unfused(graph)?, "greedy", costs))
 }
 
 /// In schedule order, each cluster joins the clusters of its operands where that is legal and predicted to be
 /// cheaper. A value that others need too becomes a further output of the kernel.
-pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str) -> Vec<Cluster> {
+pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str, costs: &Costs) -> Vec<Cluster> {
     let order = Order::new(graph);
     let mut home: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut clusters: Vec<Option<Cluster>> = clusters.into_iter().map(Some).collect();
@@ -85,7 +85,7 @@ pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str) -> Vec<Cluster> {
             producers.sort_by_key(|path| std::cmp::Reverse(order.of(path[path.len() - 1])));
             let joined = producers.iter().find_map(|path| {
                 let there = *home.get(&path[path.len() - 1])?;
-                join(graph, &order, &clusters, &home, there, here, path, rule).map(|c| (there, c))
+                join(graph, &order, &clusters, &home, (there, here), path, (rule, costs)).map(|c| (there, c))
             });
             let Some((there, cluster)) = joined else { break };
             for m in cluster.members.iter().filter(|m| graph.op(**m).is_some_and(|op| !is_free(op))) {
@@ -100,16 +100,14 @@ pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str) -> Vec<Cluster> {
 }
 
 /// Cluster `there` and its user `here` as one, if that is legal and pays.
-#[allow(clippy::too_many_arguments)]
 fn join(
     graph: &Graph,
     order: &Order,
     clusters: &[Option<Cluster>],
     home: &BTreeMap<NodeId, usize>,
-    there: usize,
-    here: usize,
+    (there, here): (usize, usize),
     path: &[NodeId],
-    rule: &str,
+    (rule, costs): (&str, &Costs),
 ) -> Option<Cluster> {
     if there == here || !worthwhile(graph, clusters, there, here, path) || reaches_around(graph, home, there, here) {
         return None;
@@ -120,7 +118,7 @@ fn join(
     core.sort_by_key(|n| order.of(*n));
     let outputs = escaping(graph, &core);
     let (members, formed) = assemble(graph, order, &core, &outputs).ok()?;
-    let price = |f: &Formed| cost::predict(&f.region, &cost::CPU);
+    let price = |f: &Formed| cost::predict(&f.region, costs);
     if price(&formed) >= price(&a.formed) + price(&b.formed) {
         return None;
     }
@@ -274,7 +272,7 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
         let level = match graph.op(id) {
             Some(Op::Conv { .. } | Op::Pool { .. }) => continue,
             Some(op) if form::is_opaque(op) => continue,
-            Some(Op::MatMul { .. }) => absorb,
+            Some(Op::MatMul { .. } | Op::Attention { .. }) => absorb,
             _ => level,
         };
         for v in graph.operands(id) {
@@ -307,6 +305,9 @@ fn plain(region: &Region) -> bool {
             .all(|id| load(id).is_some_and(|(_, index)| (0..=region.space.len()).all(|k| index.iter().all(|d| d.affine_in(k).is_some())))),
         Heart::Conv { x, w, .. } => identity(*x) && identity(*w),
         Heart::Pool { x, .. } => identity(*x),
-        Heart::Map | Heart::Reduce { .. } | Heart::Attention { .. } | Heart::Op(_) => true,
+        Heart::Attention { q, k, v, .. } => [*q, *k, *v]
+            .into_iter()
+            .all(|id| load(id).is_some_and(|(_, index)| (0..region.space.len()).all(|a| index.iter().all(|d| d.affine_in(a).is_some())))),
+        Heart::Map | Heart::Reduce { .. } | Heart::Op(_) => true,
     }
 }

@@ -28,6 +28,8 @@ pub enum Changed {
 /// What a pass may read besides the graph, and where it leaves dumps.
 #[derive(Default)]
 pub struct Ctx {
+    /// What the device that the plan is for costs.
+    pub costs: eqsat::cost::Costs,
     /// Passes after which the graph is dumped; `all` means every one.
     pub dump_after: Vec<String>,
     /// Dumps so far: pass name and text.

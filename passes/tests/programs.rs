@@ -1,6 +1,9 @@
 //! Programs mean what their graphs mean: regions are formed right, fused or not.
 use pavage_ir::{Graph, Scalar, Tensor, eval, program_eval::eval_program, text};
-use pavage_passes::{self as passes, Ctx, build, eqsat};
+use pavage_passes::{
+    self as passes, Ctx, build,
+    eqsat::{self, cost},
+};
 
 fn random(graph: &Graph, seed: u64, sizes: &dyn Fn(&str) -> i64) -> Vec<Tensor> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -30,20 +33,30 @@ fn random(graph: &Graph, seed: u64, sizes: &dyn Fn(&str) -> i64) -> Vec<Tensor> 
 fn close(a: &Tensor, b: &Tensor) -> bool {
     a.shape() == b.shape()
         && a.dtype() == b.dtype()
-        && a.to_f64().iter().zip(b.to_f64()).all(|(x, y)| (x - y).abs() <= 1e-4 + 1e-4 * y.abs() || (x.is_nan() && y.is_nan()))
+        && a.to_f64().iter().zip(b.to_f64()).all(|(x, y)| (x - y).abs() <= tolerance(a) * (1.0 + y.abs()) || (x.is_nan() && y.is_nan()))
+}
+
+/// The dtype's own rounding, a few times over.
+fn tolerance(t: &Tensor) -> f64 {
+    if t.dtype().bits() == 16 { 4e-3 } else { 1e-4 }
 }
 
 /// Kernels of the fused and unfused program, after checking both against the evaluator.
 fn check(source: &str) -> (Vec<String>, Vec<String>) {
+    check_for(source, cost::CPU)
+}
+
+fn check_for(source: &str, costs: cost::Costs) -> (Vec<String>, Vec<String>) {
     let mut graph = text::parse(source, &|_| None).unwrap();
     let inputs = random(&graph, 7, &|_| 3);
     let want = eval::eval(&graph, &inputs).unwrap();
-    let ctx = Ctx::default();
+    let ctx = Ctx { costs, ..Ctx::default() };
     passes::run(&mut graph, &ctx, passes::PIPELINE).unwrap();
     let names = |p: &pavage_ir::program::Program| p.body.regions().iter().map(|(r, _)| r.name.clone()).collect::<Vec<_>>();
     let mut kernels = vec![];
     let search = |g: &Graph| eqsat::optimise(g, &ctx);
-    for (name, planner) in [("unfused", &build::unfused as build::Planner), ("greedy", &build::greedy), ("fused", &search)] {
+    let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
+    for (name, planner) in [("unfused", &build::unfused as build::Planner), ("greedy", &greedy), ("fused", &search)] {
         let program = build::program(name, &graph, planner, &ctx).unwrap();
         let got = eval_program(&program, &graph, &inputs).unwrap_or_else(|e| panic!("{e}\n{program}"));
         for (g, w) in got.iter().zip(&want) {
@@ -159,4 +172,28 @@ fn squeeze_excite_keeps_its_scale_apart() {
   return %5 as \"y\"
 }",
     );
+}
+
+/// Scores scaled and masked, softmax, weighted sum: one kernel where attention is fast.
+#[test]
+fn attention_is_found_in_its_parts() {
+    let source = "graph @attention(%q: f16[n,5,64], %kt: f16[n,64,7], %v: f16[n,7,64], %m: f16[1,5,7]) where n in 1.. {
+  %s = matmul[out=f16] %q, %kt : f16[n,5,7]
+  %c = const f16[1,1,1] {0.125}
+  %cb = broadcast[shape=[n,5,7]] %c : f16[n,5,7]
+  %t = mul %s, %cb : f16[n,5,7]
+  %mb = broadcast[shape=[n,5,7]] %m : f16[n,5,7]
+  %u = add %t, %mb : f16[n,5,7]
+  %0 = reduce[f=max,axes=[2]] %u : f16[n,5,1]
+  %1 = broadcast[shape=[n,5,7]] %0 : f16[n,5,7]
+  %2 = sub %u, %1 : f16[n,5,7]
+  %3 = exp %2 : f16[n,5,7]
+  %4 = reduce[f=sum,axes=[2]] %3 : f16[n,5,1]
+  %5 = broadcast[shape=[n,5,7]] %4 : f16[n,5,7]
+  %6 = div %3, %5 : f16[n,5,7]
+  %7 = matmul[out=f16] %6, %v : f16[n,5,64]
+  return %7 as \"y\"
+}";
+    let (fused, _) = check_for(source, cost::GPU);
+    assert_eq!(fused, ["attention"]);
 }

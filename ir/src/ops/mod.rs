@@ -6,6 +6,7 @@
 //!
 //! An evaluator runs after its rule accepted the operands' actual types ([`check`]), so it relies on
 //! ranks, dtypes and extents, and checks only what types do not say: the values of indices and sizes.
+pub(crate) mod attention;
 pub(crate) mod control;
 pub(crate) mod conv;
 pub(crate) mod elements;

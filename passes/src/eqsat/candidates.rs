@@ -3,7 +3,10 @@
 //! A candidate starts from one term of the class and absorbs terms of its arguments' classes, one at a time, as long
 //! as [`form`](crate::form) accepts the whole as a region. Views are always absorbed where they can be read through. A
 //! pointwise argument that nobody else uses is absorbed without keeping the smaller kernel.
-use super::{Head, Saturated, Term, cost};
+use super::{
+    Head, Saturated, Term,
+    cost::{self, Costs},
+};
 use crate::{
     PassError,
     form::{self, Formed},
@@ -41,7 +44,7 @@ pub struct Candidates {
 }
 
 /// Form the candidates of every class.
-pub fn form_all(s: &Saturated) -> Result<Candidates, PassError> {
+pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
     let mut all = Candidates::default();
     let mut ids: Vec<Id> = s.egraph.classes().map(|c| c.id).collect();
     ids.sort();
@@ -50,7 +53,7 @@ pub fn form_all(s: &Saturated) -> Result<Candidates, PassError> {
             all.leaves.insert(id);
             continue;
         }
-        let mut found = of_class(s, id);
+        let mut found = of_class(s, id, costs);
         prune(&mut found);
         if found.is_empty() {
             let term = s.egraph[id].nodes[0].to_string();
@@ -88,7 +91,7 @@ fn prune(found: &mut Vec<Candidate>) {
 /// Chosen term of each member class.
 type State = BTreeMap<Id, Term>;
 
-fn of_class(s: &Saturated, root: Id) -> Vec<Candidate> {
+fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
     let mut found = vec![];
     for term in &s.egraph[root].nodes {
         let Head::Op(op) = &term.head else { continue };
@@ -102,7 +105,7 @@ fn of_class(s: &Saturated, root: Id) -> Vec<Candidate> {
             args.sort();
             args.dedup();
             let bytes = |id: &Id| s.egraph[*id].data.ty.const_shape().map_or(4096, |d| d.iter().product::<usize>()) as f64 * 4.0;
-            let cost = if fuse::is_control(op) { cost::CPU.launch_ns * args.len() as f64 + 2.0 * bytes(&root) / cost::CPU.bytes_per_ns } else { 0.0 };
+            let cost = if fuse::is_control(op) { costs.launch_ns * args.len() as f64 + 2.0 * bytes(&root) / costs.bytes_per_ns } else { 0.0 };
             found.push(Candidate { members: vec![(root, term.clone())], args, cost });
             if fuse::is_control(op) {
                 continue;
@@ -114,7 +117,7 @@ fn of_class(s: &Saturated, root: Id) -> Vec<Candidate> {
         while let Some(state) = queue.pop_front() {
             let state = settle(s, root, state);
             let Some((members, args, formed)) = formed(s, root, &state) else { continue };
-            found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, &cost::CPU) });
+            found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, costs) });
             for arg in args {
                 for next in absorb(s, &state, arg) {
                     tries += 1;
@@ -277,7 +280,9 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
     while let Some(id) = stack.pop() {
         let term = chosen[&id].clone();
         let Head::Op(op) = &term.head else { continue };
-        let stop = matches!(op, Op::Conv { .. } | Op::Pool { .. }) || form::is_opaque(op) || (views == Views::None && matches!(op, Op::MatMul { .. }));
+        let stop = matches!(op, Op::Conv { .. } | Op::Pool { .. })
+            || form::is_opaque(op)
+            || (views == Views::None && matches!(op, Op::MatMul { .. } | Op::Attention { .. }));
         if stop {
             continue;
         }

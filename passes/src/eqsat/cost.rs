@@ -12,14 +12,43 @@ pub struct Costs {
     pub bytes_per_ns: f64,
     /// Multiply-adds of a tiled contraction, counted as two.
     pub contract_flops_per_ns: f64,
+    /// The same where operands have 16 bits.
+    pub half_flops_per_ns: f64,
+    /// Multiply-adds of fused attention.
+    pub attention_flops_per_ns: f64,
     /// Simple operations of pointwise code.
     pub map_ops_per_ns: f64,
     /// Value of a size symbol when nothing better is known.
     pub nominal_size: i64,
 }
 
-/// One core of a current CPU.
-pub const CPU: Costs = Costs { launch_ns: 300.0, bytes_per_ns: 25.0, contract_flops_per_ns: 80.0, map_ops_per_ns: 24.0, nominal_size: 64 };
+/// One core of a current CPU. Attention is fused only by plain loops there.
+pub const CPU: Costs = Costs {
+    launch_ns: 300.0,
+    bytes_per_ns: 25.0,
+    contract_flops_per_ns: 80.0,
+    half_flops_per_ns: 60.0,
+    attention_flops_per_ns: 8.0,
+    map_ops_per_ns: 24.0,
+    nominal_size: 64,
+};
+
+/// A Hopper-class GPU, kernels launched from a graph.
+pub const GPU: Costs = Costs {
+    launch_ns: 2000.0,
+    bytes_per_ns: 3500.0,
+    contract_flops_per_ns: 25_000.0,
+    half_flops_per_ns: 500_000.0,
+    attention_flops_per_ns: 400_000.0,
+    map_ops_per_ns: 10_000.0,
+    nominal_size: 64,
+};
+
+impl Default for Costs {
+    fn default() -> Self {
+        CPU
+    }
+}
 
 /// Predicted time of one run of `region`, in nanoseconds.
 pub fn predict(region: &Region, costs: &Costs) -> f64 {
@@ -40,12 +69,20 @@ pub fn predict(region: &Region, costs: &Costs) -> f64 {
         Heart::Contract { k, .. } => contract = 2.0 * points * size(k),
         Heart::Conv { weights, .. } => contract = 2.0 * points * product(&weights[1..]),
         Heart::Pool { kernel, .. } => ops += points * kernel.iter().product::<usize>() as f64,
-        Heart::Attention { keys, depth, .. } => contract = 4.0 * points * size(keys) * size(depth) / size(region.space.last().unwrap_or(&Dim::one())),
+        Heart::Attention { keys, depth, q, .. } => {
+            let rows = points / size(region.space.last().unwrap_or(&Dim::one()));
+            let flops = 2.0 * size(keys) * (rows * size(depth) + points);
+            // The matrix units take 16-bit heads of 64 and 128; other attention runs in plain loops.
+            let fast = region.dtype(*q).bits() == 16 && depth.as_const().is_some_and(|d| d == 64 || d == 128);
+            let rate = if fast { costs.attention_flops_per_ns } else { costs.attention_flops_per_ns.min(costs.map_ops_per_ns / 4.0) };
+            return costs.launch_ns + flops / rate;
+        }
         Heart::Op(_) => ops += region.args.iter().map(|t| product(&t.shape)).sum::<f64>(),
     }
     let read: f64 = region.args.iter().map(|t| if streams { bytes(t).min(points * 8.0) } else { bytes(t) }).sum();
     let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
-    let compute = contract / costs.contract_flops_per_ns + ops / costs.map_ops_per_ns;
+    let half = region.args.first().is_some_and(|t| t.dtype.bits() == 16);
+    let compute = contract / if half { costs.half_flops_per_ns } else { costs.contract_flops_per_ns } + ops / costs.map_ops_per_ns;
     let memory = (read + written) / costs.bytes_per_ns;
     costs.launch_ns + compute.max(memory) + 0.1 * compute.min(memory)
 }

@@ -280,7 +280,7 @@ fn instantiate(ast: &egg::PatternAst<Term>, at: Id, subst: &egg::Subst) -> compu
 /// The graph that the chosen kernels compute, and the kernels.
 pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassError> {
     let saturated = saturate(graph)?;
-    let candidates = candidates::form_all(&saturated)?;
+    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(graph, &saturated);
     let choice = extract::extract(&candidates, &roots)?;
     let mut limits = saturated.limits.clone();
@@ -288,7 +288,7 @@ pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassE
     for limit in limits {
         ctx.note(limit);
     }
-    rebuild(graph, &saturated, &candidates, &choice)
+    rebuild(graph, &saturated, &candidates, &choice, &ctx.costs)
 }
 
 /// Classes that must be in memory: outputs, and what steps outside the e-graph read.
@@ -304,7 +304,13 @@ fn roots(graph: &Graph, s: &Saturated) -> Vec<Id> {
     roots
 }
 
-fn rebuild(graph: &Graph, s: &Saturated, candidates: &candidates::Candidates, choice: &extract::Choice) -> Result<(Graph, Vec<Cluster>), PassError> {
+fn rebuild(
+    graph: &Graph,
+    s: &Saturated,
+    candidates: &candidates::Candidates,
+    choice: &extract::Choice,
+    costs: &cost::Costs,
+) -> Result<(Graph, Vec<Cluster>), PassError> {
     let mut new = Graph::new(graph.name.clone());
     let mut values: BTreeMap<Id, Value> = BTreeMap::new();
     let ill = |source| PassError::IllTyped { pass: "eqsat", source };
@@ -363,7 +369,7 @@ fn rebuild(graph: &Graph, s: &Saturated, candidates: &candidates::Candidates, ch
         formed.push(Cluster { members, formed: region, rules });
     }
     // Values that two kernels want: a kernel of several outputs, where that pays.
-    let formed = fuse::grow(&new, formed, "share");
+    let formed = fuse::grow(&new, formed, "share", costs);
     Ok((new, formed))
 }
 

@@ -1,7 +1,7 @@
 //! Rules whose right-hand side is computed: views compose, and pointwise ops pass through what only repeats or moves.
 use crate::eqsat::{Facts, Head, Term};
 use egg::{EGraph, Id};
-use pavage_ir::{Dim, Op, ScalarFn};
+use pavage_ir::{Dim, Op, Real, ScalarFn, attr::ReduceFn};
 
 /// The e-graph these rules run on.
 pub type Egraph = EGraph<Term, Facts>;
@@ -30,6 +30,7 @@ pub const RULES: &[Computed] = &[
     Computed { name: "view-nothing", apply: view_nothing },
     Computed { name: "map-of-broadcasts", apply: map_of_broadcasts },
     Computed { name: "neutral-element", apply: neutral },
+    Computed { name: "attention", apply: attention },
 ];
 
 fn op(term: &Term) -> Option<&Op> {
@@ -105,4 +106,73 @@ fn neutral(e: &Egraph, term: &Term) -> Vec<Build> {
         _ => None,
     };
     keep.map(|i| vec![Build::Class(term.args[i])]).unwrap_or_default()
+}
+
+/// `softmax(scale * q k^T + mask) v` from its parts, whatever scales and masks the scores. Rounding differs: the parts
+/// round scores and probabilities to the tensor's dtype, `attention` keeps them wide.
+fn attention(e: &Egraph, term: &Term) -> Vec<Build> {
+    let Some(Op::MatMul { out }) = op(term) else { return vec![] };
+    let rank = e[term.args[0]].data.ty.rank();
+    if e[term.args[0]].data.ty.dtype != *out || !out.is_float() {
+        return vec![];
+    }
+    let Some(scores) = softmax_of(e, term.args[0], rank - 1) else { return vec![] };
+    let mut found = vec![];
+    for (scaled, mask) in masked(e, scores) {
+        for (product, scale) in scaled_by(e, scaled) {
+            for node in nodes(e, product) {
+                let Some(Op::MatMul { .. }) = op(node) else { continue };
+                let mut swap: Vec<usize> = (0..rank).collect();
+                swap.swap(rank - 2, rank - 1);
+                let keys = Build::Op(Op::Transpose { perm: swap }, vec![Build::Class(node.args[1])]);
+                let operands = [Build::Class(node.args[0]), keys, Build::Class(term.args[1])].into_iter().chain(mask.map(Build::Class));
+                found.push(Build::Op(Op::Attention { scale: Real::new(scale) }, operands.collect()));
+            }
+        }
+    }
+    found
+}
+
+/// The class whose softmax along the last axis `id` is.
+fn softmax_of(e: &Egraph, id: Id, last: usize) -> Option<Id> {
+    nodes(e, id).find_map(|quotient| {
+        let Some(Op::Map(ScalarFn::Div)) = op(quotient) else { return None };
+        let sum = reduced(e, quotient.args[1], ReduceFn::Sum, last)?;
+        if sum != quotient.args[0] {
+            return None;
+        }
+        let exp = nodes(e, sum).find(|n| matches!(op(n), Some(Op::Map(ScalarFn::Exp))))?;
+        let shifted = nodes(e, exp.args[0]).find(|n| matches!(op(n), Some(Op::Map(ScalarFn::Sub))))?;
+        (reduced(e, shifted.args[1], ReduceFn::Max, last)? == shifted.args[0]).then_some(shifted.args[0])
+    })
+}
+
+/// The class that `id` is the broadcast reduction of, along `axis` alone.
+fn reduced(e: &Egraph, id: Id, f: ReduceFn, axis: usize) -> Option<Id> {
+    let base = nodes(e, id).find(|n| matches!(op(n), Some(Op::Broadcast { .. })))?.args[0];
+    nodes(e, base).find_map(|n| match op(n) {
+        Some(Op::Reduce { f: g, axes }) if *g == f && axes.as_slice() == [axis] => Some(n.args[0]),
+        _ => None,
+    })
+}
+
+/// A class as itself, and as a sum with a mask.
+fn masked(e: &Egraph, id: Id) -> Vec<(Id, Option<Id>)> {
+    let sums = nodes(e, id).filter(|n| matches!(op(n), Some(Op::Map(ScalarFn::Add))));
+    [(id, None)].into_iter().chain(sums.flat_map(|n| [(n.args[0], Some(n.args[1])), (n.args[1], Some(n.args[0]))])).collect()
+}
+
+/// A class as itself times 1, and as a multiple of another.
+fn scaled_by(e: &Egraph, id: Id) -> Vec<(Id, f64)> {
+    let mut found = vec![(id, 1.0)];
+    for n in nodes(e, id) {
+        let uniform = |i: usize| n.args.get(i).and_then(|a| e[*a].data.uniform).map(f64::from_bits);
+        match (op(n), uniform(0), uniform(1)) {
+            (Some(Op::Map(ScalarFn::Mul)), _, Some(c)) => found.push((n.args[0], c)),
+            (Some(Op::Map(ScalarFn::Mul)), Some(c), _) => found.push((n.args[1], c)),
+            (Some(Op::Map(ScalarFn::Div)), _, Some(c)) if c != 0.0 => found.push((n.args[0], 1.0 / c)),
+            _ => {}
+        }
+    }
+    found
 }
