@@ -23,7 +23,7 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
     };
     let targets = options.targets.iter().map(|t| Target::parse(t).map_err(|e| Error::Request(e.to_string()))).collect::<Result<Vec<_>, _>>()?;
     stage("reading the model", 0);
-    let Model { mut graph, mut notes, .. } = import(model, &options.shapes)?;
+    let Model { mut graph, mut notes, equalities, .. } = import(model, &options.shapes)?;
     let hash = content_hash(model)?;
     let ports = |graph: &Graph| -> (Vec<emit::Port>, Vec<emit::Port>) {
         let inputs = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
@@ -59,6 +59,7 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         inputs,
         outputs,
         symbols: graph.symbols(),
+        equalities,
         targets: &targets,
         flags: options.flags(),
         input_hash: hash,
