@@ -372,7 +372,7 @@ impl PlanWriter<'_, '_> {
         let width = Dim::from(element.bits() as i64 / 8);
         plan::TensorMap {
             arg: kernel.args().position(|b| b == map.arg).unwrap_or(0) as u32,
-            byte_offset: DimExpr::Const(0),
+            byte_offset: size(&(map.offset.clone() * width.clone())),
             dtype: wire::dtype(element).unwrap_or(rt::DType::U8),
             dims: map.dims.iter().map(size).collect(),
             strides: map.strides.iter().map(|s| size(&(s.clone() * width.clone()))).collect(),

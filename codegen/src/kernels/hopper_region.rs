@@ -83,7 +83,7 @@ fn operand(region: &Region, id: ExprId, inner: usize, outer: usize, batch: usize
     }
     let axes: Vec<usize> = [inner, outer].into_iter().chain(0..batch).collect();
     let t = strided(region, id, &axes)?;
-    let aligned = t.offset.is(0) && t.strides[1..].iter().all(|d| multiple(d, 8));
+    let aligned = t.strides[1..].iter().chain([&t.offset]).all(|d| multiple(d, 8));
     (t.strides[0].is(1) && aligned && !t.strides[1].is(0)).then_some(t)
 }
 
@@ -258,7 +258,7 @@ fn tma_output(region: &Region, p: usize) -> Option<Tensor> {
         strides.push(factor);
         rest = left;
     }
-    let aligned = rest.is(0) && strides[1..].iter().all(|d| multiple(d, 8));
+    let aligned = strides[1..].iter().chain([&rest]).all(|d| multiple(d, 8));
     // Without a stride of its own an axis of extent 1 has no place in a tensor map.
     let spread = strides[1..].iter().all(|d| !d.is(0));
     (strides[0].is(1) && aligned && spread && !has_axes(&rest)).then_some(Tensor { arg: 0, strides, offset: rest })
