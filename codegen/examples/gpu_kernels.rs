@@ -46,9 +46,13 @@ fn linear(name: &str, dtype: DType, n: i64, k: i64, tail: Tail) -> Result<Case, 
         Tail::BiasGelu => "bias_gelu",
         Tail::BiasGeluAdd => "bias_gelu_add",
     };
+    let tile = match built.schedule.family.as_str() {
+        "gemm_gpu" => format!(" \"tile\": [{}, {}],", 64 * built.schedule.knob("rows", 1), 64 * built.schedule.knob("cols", 1)),
+        _ => String::new(),
+    };
     let shapes = |ms: &[i64]| format!("[{}]", ms.iter().map(|m| format!("[{m},{n},{k},1]")).collect::<Vec<_>>().join(","));
     let fields = format!(
-        "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{dtype}\", \"rhs\": \"kn\", \"cluster\": {}, \"batched\": false, \"epilogue\": \"{epilogue}\", \"params\": [\"m\"], \"schedule\": \"{}\", \"check\": {}, \"time\": {}",
+        "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{dtype}\", \"rhs\": \"kn\", \"cluster\": {}, \"batched\": false, \"epilogue\": \"{epilogue}\", \"params\": [\"m\"],{tile} \"schedule\": \"{}\", \"check\": {}, \"time\": {}",
         built.kernel.launch.cluster[0],
         built.schedule,
         shapes(&[128, 1000, 77, 4096]),
@@ -84,6 +88,8 @@ fn cases() -> Result<Vec<Case>, kernels::KernelError> {
         attention("flash_f16_d64_free", DType::F16, 64, false, FlashTiles { pingpong: false, ..FlashTiles::best(64, false) }),
         attention("flash_bf16_d128_causal", DType::BF16, 128, true, FlashTiles::best(128, true)),
         attention("flash_f16_d64_causal", DType::F16, 64, true, FlashTiles::best(64, true)),
+        linear("linear_f32", DType::F32, 3072, 768, Tail::None)?,
+        linear("linear_f32_gelu_odd", DType::F32, 770, 770, Tail::BiasGelu)?,
         linear("linear_f16", DType::F16, 3072, 768, Tail::None)?,
         linear("linear_f16_gelu", DType::F16, 3072, 768, Tail::BiasGelu)?,
         linear("linear_bf16_gelu_add", DType::BF16, 4096, 16384, Tail::BiasGeluAdd)?,
