@@ -15,7 +15,7 @@ fn view(r: &mut Region, dtype: DType, noise: &mut Noise) -> ExprId {
     let rank = r.axes().len();
     let axes = r.axes();
     let mut order: Vec<usize> = (0..rank).collect();
-    if noise.bits() % 4 == 0 {
+    if noise.bits().is_multiple_of(4) {
         order.reverse();
     }
     let (mut shape, mut index) = (vec![], vec![]);
@@ -91,7 +91,7 @@ fn maps() {
         let mut r = Region::new("map", space);
         let v = any_expr(&mut r, &mut noise);
         output(&mut r, v);
-        if noise.bits() % 3 == 0 {
+        if noise.bits().is_multiple_of(3) {
             // A second output, written reversed into a larger tensor.
             let axes = r.space.clone();
             let shape = axes.iter().rev().map(|n| n.clone() + Dim::one()).collect();
@@ -187,11 +187,11 @@ fn reduction(noise: &mut Noise) -> Case {
     let mut stages = vec![];
     let sums = [fold(ReduceFn::Sum), fold(ReduceFn::Max), fold(ReduceFn::Min)];
     stages.push(Stage { f: pick(noise, &sums), expr: first });
-    if count == 1 && noise.bits() % 3 == 0 {
+    if count == 1 && noise.bits().is_multiple_of(3) {
         stages.push(Stage { f: StageFn::Arg { f: pick(noise, &[ReduceFn::Max, ReduceFn::Min]), last: noise.bits() & 1 == 1 }, expr: first });
     }
     let a0 = r.push(Expr::Acc(0), dtype);
-    if noise.bits() % 2 == 0 && dtype.is_float() {
+    if noise.bits().is_multiple_of(2) && dtype.is_float() {
         // A second stage that reads the first.
         let d = call(&mut r, ScalarFn::Sub, &[first, a0]);
         let d = call(&mut r, ScalarFn::Tanh, &[d]);

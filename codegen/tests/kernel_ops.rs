@@ -68,7 +68,7 @@ fn nonzero() {
     for dtype in [DType::Bool, DType::F32, DType::I64] {
         let sym = Sym { name: "found".into(), min: 0, max: None };
         let mut case = Case::new(op_region(Op::NonZero { sym: sym.clone() }, vec![ty(dtype, &dims(&[3, 5, 7]))]), Binding::default(), &mut noise);
-        let values = (0..105).map(|_| Scalar::I(i128::from(noise.bits() % 3 == 0)));
+        let values = (0..105).map(|_| Scalar::I(i128::from(noise.bits().is_multiple_of(3))));
         case.args = vec![Tensor::from_scalars(dtype, [3, 5, 7], values)];
         let found = (0..105).filter(|i| case.args[0].get(*i).b()).count();
         case.binding.0.insert("found".into(), found as i64);
@@ -134,8 +134,8 @@ fn resize() {
             scales: all,
             cubic_a: Real::new(-0.75),
             outside: Real::new(2.5),
-            antialias: mode != ResizeMode::Nearest && noise.bits() % 3 == 0,
-            exclude: noise.bits() % 3 == 0,
+            antialias: mode != ResizeMode::Nearest && noise.bits().is_multiple_of(3),
+            exclude: noise.bits().is_multiple_of(3),
         };
         let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16, DType::F64]);
         let mut args = vec![ty(dtype, &shape)];
@@ -203,10 +203,10 @@ fn recurrences() {
         let d = if direction == Direction::Bidirectional { 2 } else { 1 };
         let (h, inputs) = (pick(&mut noise, &[1i64, 5, 16, 20, 32]), pick(&mut noise, &[1i64, 4, 7, 16]));
         let (t, n) = (size(pick(&mut noise, &[1, 6, 9]), &mut noise, &mut binding), size(pick(&mut noise, &[1, 3]), &mut noise, &mut binding));
-        let clip = Real::new(if noise.bits() % 4 == 0 { 0.7 } else { 0.0 });
+        let clip = Real::new(if noise.bits().is_multiple_of(4) { 0.7 } else { 0.0 });
         let (gates, op) = match i % 3 {
-            0 => (4, Op::Lstm { direction, activations: activations(&mut noise, 3 * d), clip, coupled: noise.bits() % 3 == 0 }),
-            1 => (3, Op::Gru { direction, activations: activations(&mut noise, 2 * d), clip, linear_before_reset: noise.bits() % 2 == 0 }),
+            0 => (4, Op::Lstm { direction, activations: activations(&mut noise, 3 * d), clip, coupled: noise.bits().is_multiple_of(3) }),
+            1 => (3, Op::Gru { direction, activations: activations(&mut noise, 2 * d), clip, linear_before_reset: noise.bits().is_multiple_of(2) }),
             _ => (1, Op::Rnn { direction, activations: activations(&mut noise, d), clip }),
         };
         let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F64, DType::F16]);

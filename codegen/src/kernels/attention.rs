@@ -207,6 +207,9 @@ struct Cpu<'a, 'r> {
     scratch: Buf,
 }
 
+/// What happens at a vector of a run: gets its start, its axis and the carried values; gives the next ones.
+type Visit<'a> = &'a mut dyn FnMut(&mut Builder, Val, Option<VectorAxis>, &[Val]) -> Vec<Val>;
+
 /// What is fixed in a unit.
 struct Unit {
     batch: Vec<Val>,
@@ -259,14 +262,7 @@ impl<'r> Cpu<'_, 'r> {
     }
 
     /// Steps of a vector over `0..n` along axis `axis` of points; the last is a masked one.
-    fn vectors(
-        &self,
-        b: &mut Builder,
-        n: Val,
-        axis: usize,
-        init: &[Val],
-        visit: &mut dyn FnMut(&mut Builder, Val, Option<VectorAxis>, &[Val]) -> Vec<Val>,
-    ) -> Vec<Val> {
+    fn vectors(&self, b: &mut Builder, n: Val, axis: usize, init: &[Val], visit: Visit<'_>) -> Vec<Val> {
         let lanes = self.lanes as usize;
         let at = |count| (lanes > 1).then_some(VectorAxis { axis, lanes, count, aligned: true });
         let zero = b.index(0);

@@ -348,6 +348,7 @@ impl Run<'_> {
     }
 
     /// `mr` vectors times all rows of a matrix (CPU): `x` gives the scalar of vector `i` at `k`, `out` takes sums by vector and first row.
+    #[allow(clippy::too_many_arguments)] // A product has many sides.
     fn multiply(
         &self,
         b: &mut Builder,

@@ -185,7 +185,7 @@ pub(crate) fn output_at(r: &mut Region, expr: ExprId, shape: Vec<Dim>, index: Ve
 
 /// `n` as a constant, or now and then as a symbol bound to it.
 pub(crate) fn size(n: i64, noise: &mut Noise, binding: &mut Binding) -> Dim {
-    if noise.bits() % 3 > 0 {
+    if !noise.bits().is_multiple_of(3) {
         return Dim::from(n);
     }
     let name = format!("s{}", binding.0.len());
