@@ -1,4 +1,5 @@
-//! Matrix products on the CPU, and the convolutions that are ones (1x1 windows over channels-last tensors).
+//! Matrix products on the CPU, and the convolutions that are ones: 1x1 windows over channels-last tensors, and transposed
+//! convolutions whose windows do not overlap.
 //!
 //! Columns are cut into vectors and those into groups of `nv`; rows into blocks of `mc` and those into tiles of `mr`. The
 //! parallel dimension counts (batch, row block, column group), groups fastest. A tile's accumulators stay in registers over
@@ -18,7 +19,7 @@ use crate::{
     targets::{Cpu, Target},
     tile::{Access, Buf, Builder, Ty, Val},
 };
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Schedule, attr::Layout, dim::Atom};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Op, Region, Schedule, attr::Layout, dim::Atom, region::RegionOutput};
 
 /// The family.
 pub const FAMILY: Family =
@@ -102,6 +103,13 @@ fn contraction(region: &Region) -> Option<Gemm> {
             let rhs = flat::Rewrite::new(region, &mut to, w_axes).expr(*w);
             (to, input[rank - 1].clone(), lhs, rhs, *acc)
         }
+        Heart::Op(Op::ConvTranspose { strides, dilations, lo, hi, extra, groups: 1, layout: Layout::ChannelsLast }) => {
+            let apart = lo.iter().chain(hi).all(|p| *p == 0) && extra.iter().all(|e| *e == 0) && dilations.iter().all(|d| *d == 1);
+            if !apart {
+                return None;
+            }
+            spread(region, strides)?
+        }
         _ => return None,
     };
     let math = match acc {
@@ -115,6 +123,42 @@ fn contraction(region: &Region) -> Option<Gemm> {
         gemm = merged;
     }
     Some(gemm)
+}
+
+/// A transposed convolution whose windows do not overlap: each tap is a product of its own, `[pixels, c]` by `[c, o]`, and
+/// the taps are batch axes.
+fn spread(region: &Region, strides: &[usize]) -> Option<(Region, Dim, ExprId, ExprId, DType)> {
+    let [x, w] = region.args.as_slice() else { return None };
+    let (taps, out) = (&w.shape[2..], region.outputs.first()?);
+    if taps.iter().zip(strides).any(|(k, s)| !k.is(*s as i64)) || x.dtype != DType::F32 || out.ty.dtype != DType::F32 {
+        return None;
+    }
+    let (spatial, rank) = (taps.len(), x.shape.len());
+    // Axes: taps, then n and pixels, then output channels; the contracted one follows.
+    let pixels = &x.shape[..rank - 1];
+    let space: Vec<Dim> = taps.iter().chain(pixels).cloned().chain([w.shape[1].clone()]).collect();
+    let p = space.len();
+    let mut to = Region::new(region.name.clone(), space);
+    to.args = region.args.clone();
+    let mut index: Vec<Dim> = (spatial..p - 1).map(Dim::axis).collect();
+    let place: Vec<Dim> = (0..rank)
+        .map(|i| match i {
+            0 => index[0].clone(),
+            i if i + 1 == rank => Dim::axis(p - 1),
+            i => index[i].clone() * Dim::from(strides[i - 1]) + Dim::axis(i - 1),
+        })
+        .collect();
+    index.push(Dim::axis(p));
+    let lhs = to.push(Expr::Load { arg: 0, index, guard: None }, x.dtype);
+    let index: Vec<Dim> = [Dim::axis(p), Dim::axis(p - 1)].into_iter().chain((0..spatial).map(Dim::axis)).collect();
+    let rhs = to.push(Expr::Load { arg: 1, index, guard: None }, w.dtype);
+    let expr = to.push(Expr::Acc(0), DType::F32);
+    to.outputs = vec![RegionOutput { ty: out.ty.clone(), expr, index: place }];
+    let axes: Vec<Dim> = (0..=p).map(Dim::axis).collect();
+    let mut flat = flat::flat_over(&to, to.space.clone(), &axes);
+    let mut copy = flat::Rewrite::new(&to, &mut flat, axes);
+    let (lhs, rhs) = (copy.expr(lhs), copy.expr(rhs));
+    Some((flat, x.shape[rank - 1].clone(), lhs, rhs, DType::F32))
 }
 
 /// Whether an integer expression stays within `i16`: 8-bit values and differences of them.

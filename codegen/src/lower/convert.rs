@@ -28,8 +28,9 @@ pub fn cast(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
             let (v, wide) = to_f32_or_f64(e, v, from);
             let t = e.ty(wide);
             let signed = b.class() == Class::Signed;
-            // Nibbles saturate at their own ends, in the byte that holds them.
-            let v = if b.bits() == 4 { clamp_nibble(e, &v, wide, b) } else { v };
+            if b.bits() <= 16 {
+                return narrow_int(e, &v, wide, dtype);
+            }
             e.op(&format!("llvm.call_intrinsic \"llvm.fpto{}i.sat\"({v}) : ({t}) -> {tb}", if signed { "s" } else { "u" }))
         }
         (class, Class::Float) => {
@@ -62,12 +63,29 @@ pub fn wrap_nibble(e: &mut Mlir, v: &str, ty: Ty) -> String {
     e.op(&format!("arith.{shift} {up}, {four} : {t}"))
 }
 
-fn clamp_nibble(e: &mut Mlir, v: &str, ty: Ty, dtype: DType) -> String {
+/// A float to an integer of at most 16 bits: clamped as a float, converted by the one vector instruction that x86 has, cut.
+/// (The saturating intrinsic would go lane by lane.)
+fn narrow_int(e: &mut Mlir, v: &str, ty: Ty, dtype: DType) -> String {
     let (lo, hi) = dtype.int_range();
     let t = e.ty(ty);
-    let (lo, hi) = (e.constant(Scalar::F(lo as f64), ty), e.constant(Scalar::F(hi as f64), ty));
-    let below = e.op(&format!("arith.minimumf {v}, {hi} : {t}"));
-    e.op(&format!("arith.maximumf {below}, {lo} : {t}"))
+    let choose = |e: &mut Mlir, cond: &str, yes: &str, no: &str| {
+        let text = select(e, cond, yes, no, ty);
+        e.op(&text)
+    };
+    let (lo_v, hi_v) = (e.constant(Scalar::F(lo as f64), ty), e.constant(Scalar::F(hi as f64), ty));
+    // NaN fails the comparison and becomes the lower end: 0 for unsigned, put right for signed.
+    let above = e.op(&format!("arith.cmpf ogt, {v}, {lo_v} : {t}"));
+    let mut r = choose(e, &above, v, &lo_v);
+    let below = e.op(&format!("arith.cmpf olt, {r}, {hi_v} : {t}"));
+    r = choose(e, &below, &r, &hi_v);
+    if lo != 0 {
+        let zero = e.constant(Scalar::F(0.0), ty);
+        let number = e.op(&format!("arith.cmpf ord, {v}, {v} : {t}"));
+        r = choose(e, &number, &r, &zero);
+    }
+    let (wide, narrow) = (e.ty(ty.with(DType::I32)), e.ty(ty.with(dtype)));
+    let r = e.op(&format!("arith.fptosi {r} : {t} to {wide}"));
+    e.op(&format!("arith.trunci {r} : {wide} to {narrow}"))
 }
 
 /// A float as `f64` if it is one, else as `f32`; with its type.
