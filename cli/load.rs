@@ -78,6 +78,17 @@ impl ModelArgs {
                 ShapeArg::Input { name, .. } | ShapeArg::Size { name, .. } => !given(name),
             }));
         }
+        match self.compile_for(all.clone()) {
+            // A branch that is not taken may not type-check at the sizes at hand.
+            Err(e) if e.code == 2 && all.len() > self.shapes.len() => {
+                remark(format!("sizes stay open: at the inputs' own, {}", e.message));
+                self.compile_for(self.shapes.clone())
+            }
+            done => done,
+        }
+    }
+
+    fn compile_for(&self, all: Vec<ShapeArg>) -> Result<Artifact, Failure> {
         let options = CompileOptions {
             targets: vec![self.compile_target()?],
             shapes: all,
