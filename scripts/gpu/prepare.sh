@@ -16,4 +16,6 @@ for m in ${*:-$ALL}; do
   "$BIN/pavage" compile "$MODELS/$m.onnx" --target sm_90a -o "$DIR/artifacts/$m.pav"
   xz -1 -T0 "$DIR/artifacts/$m.pav"; cp "$GOLDEN/$g.npz" "$DIR/cases/$m.npz"
 done
+mkdir -p "$DIR/onnx" "$DIR/ops"; "${PYTHON:-python3}" "$ROOT/scripts/gpu/make_onnx.py" "$DIR/onnx"
+for f in "$DIR"/onnx/*.onnx; do "$BIN/pavage" compile "$f" --target sm_90a -o "$DIR/ops/$(basename "$f" .onnx).pav"; done
 du -sh "$DIR"

@@ -5,10 +5,11 @@
 //! ```
 //!
 //! The archive holds inputs as `in:NAME` and expected outputs as `out:NAME`. Printed is one line of JSON: the
-//! largest absolute error of each output, whether the largest element is in the right place, and the median time.
+//! largest absolute error of each output, whether the largest element is in the right place, the median time of a run
+//! and of each launch.
 use npyz::npz::NpzArchive;
 use pavage_runtime::{Artifact, DType, Device, Options, Tensor};
-use std::{error::Error, io::Read, time::Instant};
+use std::{collections::BTreeMap, error::Error, io::Read, time::Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -48,9 +49,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         times.push(ms(begun));
     }
     times.sort_by(f64::total_cmp);
+    // Each kernel's own time, apart from copies: the median of a few runs.
+    let mut launches: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for _ in 0..runs.min(20) {
+        for (i, t) in session.run_timed(&feed, &mut outputs)?.iter().enumerate() {
+            let kernel = &session.plan().kernels[t.kernel.index()];
+            launches.entry(format!("{i} {}", kernel.name)).or_default().push(t.ns as f64 / 1e3);
+        }
+    }
+    let launch_us: BTreeMap<String, f64> = launches
+        .into_iter()
+        .map(|(k, mut v)| {
+            v.sort_by(f64::total_cmp);
+            (k, v[v.len() / 2])
+        })
+        .collect();
     let report = serde_json::json!({
         "model": model, "plan": plan, "device": device.to_string(), "kernels": session.plan().kernels.len(), "outputs": errors,
-        "open_ms": open_ms, "session_ms": session_ms, "median_ms": times.get(times.len() / 2), "notes": session.notes(),
+        "open_ms": open_ms, "session_ms": session_ms, "median_ms": times.get(times.len() / 2), "launch_us": launch_us, "notes": session.notes(),
     });
     println!("{report}");
     Ok(())
@@ -67,6 +83,7 @@ fn top(values: &[f64]) -> usize {
 fn values(t: &Tensor) -> Result<Vec<f64>, Box<dyn Error>> {
     Ok(match t.dtype() {
         DType::F32 => t.as_slice::<f32>()?.iter().map(|v| f64::from(*v)).collect(),
+        DType::F16 => t.as_slice::<half::f16>()?.iter().map(|v| v.to_f64()).collect(),
         DType::F64 => t.as_slice::<f64>()?.to_vec(),
         DType::I64 => t.as_slice::<i64>()?.iter().map(|v| *v as f64).collect(),
         DType::I32 => t.as_slice::<i32>()?.iter().map(|v| f64::from(*v)).collect(),
@@ -80,6 +97,7 @@ fn read<R: Read + std::io::Seek>(archive: &mut NpzArchive<R>, name: &str) -> Res
     let shape: Vec<usize> = file.shape().iter().map(|d| *d as usize).collect();
     Ok(match file.dtype().descr().trim_matches('\'') {
         "<f4" => Tensor::from_slice(&shape, &file.into_vec::<f32>()?)?,
+        "<f2" => Tensor::from_slice(&shape, &file.into_vec::<half::f16>()?)?,
         "<f8" => Tensor::from_slice(&shape, &file.into_vec::<f64>()?)?,
         "<i8" => Tensor::from_slice(&shape, &file.into_vec::<i64>()?)?,
         "<i4" => Tensor::from_slice(&shape, &file.into_vec::<i32>()?)?,

@@ -1,0 +1,38 @@
+"""ONNX files for the whole path on a GPU: products, a linear layer with GELU, attention in its parts. f16, sizes fixed.
+
+    python3 scripts/gpu/make_onnx.py OUT
+"""
+import math
+import sys
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T, helper as h, numpy_helper as nh
+
+OUT = sys.argv[1]
+
+
+def save(name, nodes, inputs, output, constants=()):
+    ports = [h.make_tensor_value_info(n, T.FLOAT16, s) for n, s in inputs]
+    graph = h.make_graph(nodes, name, ports, [h.make_tensor_value_info("y", T.FLOAT16, output)], [nh.from_array(v, n) for n, v in constants])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), f"{OUT}/{name}.onnx")
+
+
+for m, n, k in [(4096, 4096, 4096), (8192, 8192, 8192), (1000, 1016, 520), (129, 264, 72), (333, 77, 50)]:
+    save(f"matmul_{m}x{n}x{k}", [h.make_node("MatMul", ["a", "b"], ["y"])], [("a", [m, k]), ("b", [k, n])], [m, n])
+
+m, n, k = 4096, 4096, 1024
+half, one, root = (np.array(v, np.float16) for v in (0.5, 1.0, 1 / math.sqrt(2)))
+gelu = [
+    h.make_node("MatMul", ["a", "b"], ["p"]), h.make_node("Add", ["p", "bias"], ["x"]), h.make_node("Mul", ["x", "root"], ["s"]),
+    h.make_node("Erf", ["s"], ["e"]), h.make_node("Add", ["e", "one"], ["f"]), h.make_node("Mul", ["x", "f"], ["g"]), h.make_node("Mul", ["g", "half"], ["y"]),
+]
+save(f"linear_gelu_{m}x{n}x{k}", gelu, [("a", [m, k]), ("b", [k, n]), ("bias", [n])], [m, n], [("half", half), ("one", one), ("root", root)])
+
+for b, s in [(16, 2048), (16, 8192), (3, 200)]:
+    d = 128
+    nodes = [
+        h.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]), h.make_node("MatMul", ["q", "kt"], ["s"]), h.make_node("Mul", ["s", "scale"], ["t"]),
+        h.make_node("Softmax", ["t"], ["p"], axis=-1), h.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    save(f"attention_{b}x{s}x{d}", nodes, [("q", [b, s, d]), ("k", [b, s, d]), ("v", [b, s, d])], [b, s, d], [("scale", np.array(1 / math.sqrt(d), np.float16))])
