@@ -1,7 +1,8 @@
 //! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
 use crate::{
     Error, import,
-    options::{CompileOptions, Compiled, Emit, OptLevel, Progress, Source},
+    options::{CompileOptions, Compiled, Emit, OptLevel, Progress, Source, Verify},
+    verify,
 };
 use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
 use pavage_frontend::onnx::Model;
@@ -72,6 +73,12 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         emit::EmitError::Artifact(e) => Error::Artifact(e),
         emit::EmitError::Compile(e) => Error::Internal { stage: "code generation".into(), why: e.to_string() },
     })?;
+    if options.verify == Verify::Replay {
+        stage("verifying", 3);
+        for (target, programs) in &targets {
+            notes.extend(verify::replay(programs, &request.symbols, target, threads)?);
+        }
+    }
     stage("done", 4);
     Ok(Compiled { artifact, emitted: String::new(), notes })
 }

@@ -19,6 +19,7 @@ mod compile;
 mod error;
 mod import;
 mod options;
+mod verify;
 
 pub use compile::compile;
 pub use error::Error;

@@ -61,6 +61,16 @@ fn compile_reports_and_inspect_shows_what_is_inside() {
 }
 
 #[test]
+fn verify_replays_each_fused_kernel() {
+    let dir = folder("verify");
+    let path = dir.join("digits.pav");
+    let ran = pavage(["compile", DIGITS, "-o", path.to_str().unwrap(), "--verify", "--json"]).exits(0).json();
+    assert_eq!(ran["verified"], true);
+    let skipped = ran["notes"].as_array().unwrap().iter().filter(|n| n.as_str().unwrap().contains("not verified"));
+    assert_eq!(skipped.count(), 0, "{ran}");
+}
+
+#[test]
 fn run_answers_and_both_plans_agree() {
     let dir = folder("run");
     let path = compiled(&dir);
