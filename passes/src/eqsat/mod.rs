@@ -201,10 +201,11 @@ impl Saturated {
             // Everything is found first and added after, so the result does not depend on rule order.
             let mut found: Vec<(Id, computed::Build, String)> = vec![];
             for rule in &text {
-                if rule.promise == Promise::Real && !REAL_RULES {
-                    continue;
-                }
                 for matches in rule.lhs.search(&self.egraph) {
+                    // Rounding is a matter of floats: integer division, say, is not the inverse of multiplication.
+                    if rule.promise == Promise::Real && !self.egraph[matches.eclass].data.ty.dtype.is_float() {
+                        continue;
+                    }
                     for subst in matches.substs {
                         let root = egg::Id::from(rule.rhs.ast.len() - 1);
                         found.push((matches.eclass, instantiate(&rule.rhs.ast, root, &subst), rule.name.clone()));
@@ -263,9 +264,6 @@ impl Saturated {
         }
     }
 }
-
-/// Whether rules that change rounding are on. They are: every plan is checked against the evaluator within tolerance.
-const REAL_RULES: bool = true;
 
 fn instantiate(ast: &egg::PatternAst<Term>, at: Id, subst: &egg::Subst) -> computed::Build {
     match &ast[at] {

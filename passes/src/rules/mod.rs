@@ -1,8 +1,8 @@
 //! All rewrite rules: text in `*.rules`, and [`computed`] ones whose attributes Rust works out.
 //!
 //! A text rule is `name: lhs => rhs`, a pattern of op mnemonics and `?variables` on either side. `=>` promises equal
-//! bits on every input; `~>` equal real numbers, rounding apart. `tests/rules.rs` runs every rule against the
-//! evaluator, so a wrong one is caught the minute it is written.
+//! bits on every input; `~>` equal real numbers, rounding apart, and is applied to floats alone. `tests/rules.rs` runs
+//! every rule against the evaluator, so a wrong one is caught the minute it is written. `README.md` has the rules for rules.
 pub mod computed;
 
 use crate::eqsat::Term;
@@ -13,7 +13,7 @@ use egg::Pattern;
 pub enum Promise {
     /// The same bits.
     Exact,
-    /// The same real numbers; rounding may differ.
+    /// Of floats, the same real numbers; rounding may differ.
     Real,
 }
 
