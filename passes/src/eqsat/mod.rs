@@ -315,7 +315,8 @@ fn rebuild(
     for &id in graph.inputs() {
         if let NodeKind::Input(name) = &graph[id].kind {
             let v = new.input(name.clone(), graph.ty(id.into()).clone());
-            values.insert(s.class[&Value::from(id)], v);
+            // An input that no output needs is no leaf.
+            values.extend(s.class.get(&Value::from(id)).map(|class| (*class, v)));
         }
     }
     let mut clusters: Vec<(Vec<NodeId>, NodeId, Vec<String>)> = vec![];
