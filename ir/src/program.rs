@@ -116,7 +116,7 @@ pub enum Step {
     },
     /// Run a body repeatedly: see the op `loop`.
     Loop {
-        /// Largest number of iterations (i64 scalar).
+        /// Largest number of iterations (i64 scalar); negative is without limit.
         trip: BufId,
         /// First condition (bool scalar).
         cond: BufId,

@@ -7,7 +7,8 @@ use crate::{
     memory,
 };
 use pavage_ir::{
-    DType, Dim, Expr, Graph, NodeId, NodeKind, Op, Region, TensorType, Value,
+    DType, Dim, Expr, Graph, Heart, NodeId, NodeKind, Op, Region, Sym, TensorType, Value,
+    attr::ReduceFn,
     program::{Body, BufId, BufferKind, Origin, Program, Step},
     region::RegionOutput,
 };
@@ -193,6 +194,9 @@ impl<'a> Builder<'a> {
                 self.bufs.insert(to, b);
             }
             Task::Kernel(c) => {
+                if let Heart::Op(Op::NonZero { sym }) = &c.formed.region.heart {
+                    self.count(&c, sym)?;
+                }
                 let args = c.formed.args.iter().map(|v| self.buf(*v)).collect();
                 let outputs = c.formed.outputs.iter().map(|v| self.fresh(*v)).collect();
                 let origin = self.origin(&c.members, &c.rules);
@@ -200,6 +204,17 @@ impl<'a> Builder<'a> {
             }
             Task::Node(id) => self.node(id)?,
         }
+        Ok(())
+    }
+
+    /// Steps that define how many elements of the operand of a `nonzero` are not zero: its result has as many columns.
+    fn count(&mut self, c: &Cluster, sym: &Sym) -> Result<(), PassError> {
+        let x = c.formed.args[0];
+        let region = count_nonzero(self.graph.ty(x))?;
+        let found = self.body.push(region.outputs[0].ty.clone(), BufferKind::Temp);
+        let (args, origin) = (vec![self.buf(x)], self.origin(&c.members, &[]));
+        self.body.steps.push(Step::Run { region, args, outputs: vec![found], origin });
+        self.body.steps.push(Step::Bind { buffer: found, sym: sym.clone() });
         Ok(())
     }
 
@@ -256,6 +271,18 @@ impl<'a> Builder<'a> {
         }
         Ok(())
     }
+}
+
+/// The number of elements that are not zero, as one i64.
+fn count_nonzero(ty: &TensorType) -> Result<Region, PassError> {
+    let ill = |source| PassError::IllTyped { pass: "build", source };
+    let mut graph = Graph::new("count");
+    let x = graph.input("x", ty.clone());
+    let is = graph.add(Op::Cast { to: DType::Bool }, &[x]).map_err(ill)?;
+    let one = graph.add(Op::Cast { to: DType::I64 }, &[is]).map_err(ill)?;
+    let sum = graph.add(Op::Reduce { f: ReduceFn::Sum, axes: (0..ty.rank()).collect() }, &[one]).map_err(ill)?;
+    let formed = form(&graph, &[is.node, one.node, sum.node], &[sum]);
+    formed.map(|f| f.region).map_err(|e| PassError::NoKernel { op: "nonzero".into(), sources: vec![], reason: e.to_string() })
 }
 
 /// Copy a tensor into a larger one from `start` along `axis`.

@@ -115,7 +115,7 @@ impl Run<'_, '_> {
                     }
                     Step::Loop { trip, cond, body: inner_body, carried, outputs } => {
                         let trip = match trip {
-                            Some(id) => self.read_i64(frame.address[id.index()])?,
+                            Some(id) => Some(self.read_i64(frame.address[id.index()])?).filter(|n| *n >= 0).unwrap_or(i64::MAX),
                             None => i64::MAX,
                         };
                         let go = match cond {

@@ -272,7 +272,7 @@ pub enum Step {
     /// scalar), the condition (bool scalar) and the carried values; its outputs the next
     /// condition, the carried values and this iteration's scan outputs.
     Loop {
-        /// Largest number of iterations (i64 scalar); none: no limit.
+        /// Largest number of iterations (i64 scalar); negative or none: no limit.
         trip: Option<BufferId>,
         /// First condition (bool scalar); none: true.
         cond: Option<BufferId>,

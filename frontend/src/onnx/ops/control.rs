@@ -67,7 +67,9 @@ pub(crate) fn repeat(cx: &mut Cx) -> Res<Vec<Val>> {
     let trip = match cx.opt(0) {
         Some(v) => {
             let v = cx.cast(v, DType::I64)?;
-            cx.reshape(v, vec![])?
+            let v = cx.reshape(v, vec![])?;
+            // A negative count of ONNX is none; one of the op `loop` is without limit.
+            cx.with_number(ScalarFn::Max, v, 0.0)?
         }
         None => cx.scalar(DType::I64, -1.0),
     };
