@@ -175,8 +175,23 @@ fn scaled(r: &mut Rebuild, b: Value, s: Value) -> Result<Value, PassError> {
 fn broadcast_constant(graph: &Graph, v: Value) -> Option<Tensor> {
     match graph.op(v.node) {
         Some(Op::Broadcast { .. }) => graph.as_const(graph.operands(v.node)[0]).cloned(),
-        _ => graph.as_const(v).filter(|t| t.count() == 1 || t.count() <= SMALL).cloned(),
+        _ => graph.as_const(v).filter(|t| (1..=SMALL).contains(&t.count())).map(narrow),
     }
+}
+
+/// A constant with extent 1 along each axis on which it only repeats: folding has written small broadcasts out.
+fn narrow(t: &Tensor) -> Tensor {
+    let mut t = t.clone();
+    for axis in 0..t.shape().len() {
+        let (n, inner) = (t.shape()[axis], t.shape()[axis + 1..].iter().product::<usize>());
+        let first = |i: usize| i / (n * inner) * (n * inner) + i % inner;
+        if n > 1 && (0..t.count()).all(|i| t.get(i) == t.get(first(i))) {
+            let mut shape = t.shape().to_vec();
+            shape[axis] = 1;
+            t = Tensor::from_scalars(t.dtype(), shape, (0..t.count()).filter(|i| i / inner % n == 0).map(|i| t.get(i)));
+        }
+    }
+    t
 }
 
 /// `scale` as a factor of the weights, if it varies along `channel` of the result alone.

@@ -344,8 +344,11 @@ impl Former<'_> {
         let Some((full, reduced, _)) = self.full.clone() else { return Ok(()) };
         let expr = self.pull(operand, full.clone(), None)?;
         let Heart::Reduce { stages, .. } = &mut self.region.heart else { return Ok(()) };
-        let stage = stages.len() as u32;
-        stages.push(Stage { f, expr });
+        // Two nodes may be the same reduction: it is done once.
+        let stage = stages.iter().position(|s| s.f == f && s.expr == expr).unwrap_or(stages.len()) as u32;
+        if stage as usize == stages.len() {
+            stages.push(Stage { f, expr });
+        }
         let row: Vec<Dim> = full.iter().enumerate().map(|(a, d)| if reduced.contains(&a) { Dim::ZERO } else { d.clone() }).collect();
         let v = Value::from(id);
         let dtype = self.graph.ty(v).dtype;

@@ -63,8 +63,9 @@ pub fn predict(region: &Region, costs: &Costs) -> f64 {
     match &region.heart {
         Heart::Map => {}
         Heart::Reduce { stages, .. } => {
-            // Each stage walks the row again, recomputing what it needs.
-            ops += stages.iter().map(|s| points * (1.0 + weight(region, &[s.expr]))).sum::<f64>();
+            // Each stage walks the row again; what is dear is kept from one to the next.
+            let all: Vec<ExprId> = outputs.iter().copied().chain(stages.iter().map(|s| s.expr)).collect();
+            ops = points * (stages.len() as f64 + weight(region, &all));
         }
         Heart::Contract { k, .. } => contract = 2.0 * points * size(k),
         Heart::Conv { weights, .. } => contract = 2.0 * points * product(&weights[1..]),

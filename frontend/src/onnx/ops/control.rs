@@ -3,7 +3,7 @@ use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
 };
-use pavage_ir::{DType, Dim, Op, Scalar, Tensor, TensorType};
+use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn, Tensor, TensorType};
 
 pub(crate) fn branch(cx: &mut Cx) -> Res<Vec<Val>> {
     let cond = cx.arg(0)?;
