@@ -22,7 +22,7 @@ const HOMES: [(&str, &[&str]); 8] = [
     ("inkwell", &["codegen/src/llvm.rs", "codegen/src/llvm/"]),
     ("llvm_sys", &["codegen/src/llvm.rs", "codegen/src/llvm/", "codegen/src/mlir.rs"]),
     ("cudarc", &["runtime/src/cuda"]),
-    ("onnx_protobuf", &["frontend/src/onnx"]),
+    ("onnx_protobuf", &["frontend/src/onnx", "frontend/tests"]),
 ];
 
 /// Crates that must not be in a deployed program, by prefix.

@@ -455,10 +455,8 @@ impl Former<'_> {
             NodeKind::Op(op, _) if self.members.contains(&v.node) => op.clone(),
             _ => return Ok(self.load(v, index, guard)),
         };
-        if let Some(at) = &on_spine {
-            if *at != index || guard.is_some() || self.stages.contains_key(&v) {
-                return Err(Illegal::OffSpine(op.mnemonic()));
-            }
+        if on_spine.as_ref().is_some_and(|at| *at != index || guard.is_some() || self.stages.contains_key(&v)) {
+            return Err(Illegal::OffSpine(op.mnemonic()));
         }
         let operands = self.graph.operands(v.node);
         // On the spine a view only renames: its operand sits at its own coordinates.

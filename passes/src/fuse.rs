@@ -78,8 +78,7 @@ pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str, costs: &Costs) ->
     }
     for i in 0..clusters.len() {
         let mut here = i;
-        loop {
-            let Some(c) = &clusters[here] else { break };
+        while let Some(c) = &clusters[here] {
             // Latest producer first: an epilogue belongs to the heart that ran last.
             let mut producers: Vec<Vec<NodeId>> = c.formed.args.iter().filter_map(|v| through_views(graph, *v)).collect();
             producers.sort_by_key(|path| std::cmp::Reverse(order.of(path[path.len() - 1])));

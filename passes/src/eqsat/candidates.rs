@@ -116,7 +116,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
         let mut tries = 0;
         while let Some(state) = queue.pop_front() {
             let state = settle(s, root, state);
-            let Some((members, args, formed)) = formed(s, root, &state) else { continue };
+            let Some(Legal { members, args, formed }) = legal(s, root, &state) else { continue };
             found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, costs) });
             for arg in args {
                 for next in absorb(s, &state, arg) {
@@ -134,7 +134,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
 /// Absorb pointwise arguments that only this kernel uses, for as long as that is legal.
 fn settle(s: &Saturated, root: Id, mut state: State) -> State {
     loop {
-        let Some((_, args, _)) = formed(s, root, &state) else { return state };
+        let Some(Legal { args, .. }) = legal(s, root, &state) else { return state };
         let mut grown = None;
         for arg in args {
             let class = &s.egraph[arg];
@@ -143,7 +143,7 @@ fn settle(s: &Saturated, root: Id, mut state: State) -> State {
             if users.len() == 1
                 && pointwise
                 && let Some(next) = absorb(s, &state, arg).pop()
-                && formed(s, root, &next).is_some()
+                && legal(s, root, &next).is_some()
             {
                 grown = Some(next);
                 break;
@@ -220,8 +220,17 @@ fn whole(op: &Op) -> bool {
     form::is_heart(op)
 }
 
-/// Members in order, arguments and the region of a state; `None` where it is illegal.
-fn formed(s: &Saturated, root: Id, state: &State) -> Option<(Vec<(Id, Term)>, Vec<Id>, Formed)> {
+/// A state that one kernel can compute.
+struct Legal {
+    /// Terms inside, operands before users.
+    members: Vec<(Id, Term)>,
+    /// Classes it reads: sorted, distinct.
+    args: Vec<Id>,
+    formed: Formed,
+}
+
+/// The kernel of a state; `None` where it is illegal.
+fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
     for views in [Views::All, Views::None] {
         let members = close(s, root, state, views)?;
         let mut graph = Graph::new("kernel");
@@ -261,7 +270,7 @@ fn formed(s: &Saturated, root: Id, state: &State) -> Option<(Vec<(Id, Term)>, Ve
             let mut read: Vec<Id> = args.clone();
             read.sort();
             read.dedup();
-            return Some((members, read, formed));
+            return Some(Legal { members, args: read, formed });
         }
     }
     None
