@@ -178,6 +178,14 @@ impl Graph {
         }
     }
 
+    /// Nested graphs of a node, to be changed; their input and output types must stay.
+    pub fn bodies_mut(&mut self, id: NodeId) -> &mut [Graph] {
+        match self.dag.node_weight_mut(id.0).map(|n| &mut n.kind) {
+            Some(NodeKind::Op(_, bodies)) => bodies,
+            _ => &mut [],
+        }
+    }
+
     /// Operands of a node, in order.
     pub fn operands(&self, id: NodeId) -> Vec<Value> {
         let mut uses: Vec<_> = self

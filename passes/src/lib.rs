@@ -118,12 +118,23 @@ pub const PASSES: &[Pass] = &[
 /// The passes before fusion, in order; some run more than once.
 pub const PIPELINE: &[&str] = &["fold", "canon", "layout", "fold", "canon", "scale", "fold", "canon"];
 
+/// Run a pass on a graph and, innermost first, on the graphs nested in it.
+fn apply(pass: &Pass, graph: &mut Graph, ctx: &Ctx) -> Result<(), PassError> {
+    for id in graph.nodes() {
+        for body in graph.bodies_mut(id) {
+            apply(pass, body, ctx)?;
+        }
+    }
+    (pass.run)(graph, ctx)?;
+    graph.prune();
+    Ok(())
+}
+
 /// Run the named passes in the given order, verifying after each.
 pub fn run(graph: &mut Graph, ctx: &Ctx, names: &[&str]) -> Result<(), PassError> {
     for name in names {
         let pass = PASSES.iter().find(|p| p.name == *name).ok_or_else(|| PassError::Unknown((*name).to_string()))?;
-        (pass.run)(graph, ctx)?;
-        graph.prune();
+        apply(pass, graph, ctx)?;
         if let Err(e) = verify::verify(graph) {
             return Err(PassError::Invalid { pass: pass.name, why: e.to_string(), dump: pavage_ir::text::print(graph) });
         }
