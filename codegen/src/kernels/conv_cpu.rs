@@ -256,7 +256,11 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let knob = |name: &str| usize::try_from(schedule.knob(name, 0)).unwrap_or(0);
     let vectors = conv.o.div_ceil(plan.lanes);
     let ow_rows = conv.ow.as_const().unwrap_or(64).max(1) as usize;
-    let columns = micro::cut(cpu, vectors, ow_rows, knob("nv"), knob("mr"));
+    let mut columns = micro::cut(cpu, vectors, ow_rows, knob("nv"), knob("mr"));
+    if conv.ow.as_const().is_none() {
+        // Remainders of a counted width are covered by halves: multiples of 4 leave fewer of them.
+        columns.classes.iter_mut().filter(|c| c.1 >= 8).for_each(|c| c.1 = c.1 / 4 * 4);
+    }
 
     let [so, sc, sh, sw] = conv.weight_strides();
     let dtype = if conv.math == Math::F32 { region.args[conv.weights.0].dtype } else { DType::I16 };
@@ -548,7 +552,7 @@ impl Cx<'_> {
                 let d = b.mul_i(kh, (row_steps * lanes * group) as i64);
                 let right = b.add(panel, d);
                 let left = Left { buf, base: left, row, step: one };
-                let right = Right { buf: env.args[conv.weights.0], base: right, vector, step, count: None };
+                let right = Right { buf: env.args[conv.weights.0], base: right, vector, step, count: None, ahead: None };
                 if plan.joined {
                     let steps = b.index(row_steps as i64);
                     return micro::accumulate(b, tile, left, right, steps, acc.to_vec());

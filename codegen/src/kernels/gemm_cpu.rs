@@ -439,7 +439,19 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let last = b.add(hi, groups_v);
     let last = b.sub(last, one);
     let last = b.div(last, groups_v);
-    let cx = Cx { gemm: &gemm, lanes, k, n, left, right, scratch, row_stride: row_stride.clone(), staged_len: staged_len.clone(), unroll: knob("unroll", 4) };
+    let cx = Cx {
+        gemm: &gemm,
+        lanes,
+        k,
+        n,
+        left,
+        right,
+        scratch,
+        row_stride: row_stride.clone(),
+        staged_len: staged_len.clone(),
+        unroll: knob("unroll", 4),
+        prefetch: knob("prefetch", 1) != 0,
+    };
     b.for_(first, last, 1, &[], |b, outer, _| {
         let start = b.mul(outer, groups_v);
         let zero = b.index(0);
@@ -510,6 +522,7 @@ struct Cx<'a> {
     row_stride: Dim,
     staged_len: Dim,
     unroll: usize,
+    prefetch: bool,
 }
 
 impl Cx<'_> {
@@ -583,13 +596,19 @@ impl Cx<'_> {
                 }
                 let base = b.mul_i(panel, walk.panel() as i64);
                 let (vector, step) = (b.index(walk.panel() as i64), b.index(lanes * group as i64));
-                Right { buf: env.args[*arg], base, vector, step, count: None }
+                // Weights that do not stay in the cache: while a group is worked on, the next one is fetched; of a product
+                // of a row or two, what comes soon.
+                let bytes = walk.panels() * walk.panel() * walk.dtype.bits() / 8;
+                let few = matches!(rows, Rows::Fixed(n) if n <= 2);
+                let ahead = if few { 32 * lanes * group as i64 } else { (class.nv * walk.panel()) as i64 };
+                let ahead = (self.prefetch && bytes > 256 << 10).then(|| b.index(ahead));
+                Right { buf: env.args[*arg], base, vector, step, count: None, ahead }
             }
             RightFrom::Memory { arg, at } => {
                 let base = self.origin(b, env, at, batch);
                 let base = b.add(base, column);
                 let (vector, step) = (b.index(lanes), env.size(b, &at.strides[k_axis]));
-                Right { buf: env.args[*arg], base, vector, step, count: None }
+                Right { buf: env.args[*arg], base, vector, step, count: None, ahead: None }
             }
             RightFrom::Scratch { along_k } => self.panel(b, env, class, batch, column, along_k.as_ref()),
         };
@@ -678,7 +697,7 @@ impl Cx<'_> {
             }
         }
         let (vector, step) = (b.index((lanes * group) as i64), b.index(panel.width as i64));
-        Right { buf: panel.buf, base: panel.base, vector, step, count: None }
+        Right { buf: panel.buf, base: panel.base, vector, step, count: None, ahead: None }
     }
 
     /// Evaluate vector `j` of a panel, the columns from `first` on, for the contraction steps `steps`.

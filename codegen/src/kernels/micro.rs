@@ -83,6 +83,8 @@ pub(super) struct Right {
     pub(super) step: Val,
     /// Columns that exist from the first vector on; none: all.
     pub(super) count: Option<Val>,
+    /// Ask for the cache lines this many elements ahead.
+    pub(super) ahead: Option<Val>,
 }
 
 /// Largest `mr` whose tile leaves room in the registers for the operands.
@@ -122,6 +124,9 @@ pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, 
             })
             .collect()
     });
+    // One hint a cache line of 64 bytes.
+    let step_bytes = tile.lanes * math.group() * b.dtype(right.buf).bits() / 8;
+    let line = |u: usize| u.is_multiple_of((64 / step_bytes.max(1)).max(1));
     let body = |b: &mut Builder, k: Val, carried: &[Val], unroll: usize| -> Vec<Val> {
         let mut acc = carried.to_vec();
         let left_k = b.mul(k, left.step);
@@ -131,6 +136,10 @@ pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, 
                 .map(|j| {
                     let x = b.add(columns[j], right_k);
                     let x = at(b, x, right.step, u);
+                    if let Some(ahead) = right.ahead.filter(|_| line(u)) {
+                        let x = b.add(x, ahead);
+                        b.prefetch(right.buf, x);
+                    }
                     match (&masks, math) {
                         (Some(m), _) => b.load_masked(right.buf, x, m[j]),
                         (None, _) => b.load(right.buf, x, tile.lanes * math.group()),

@@ -406,6 +406,12 @@ impl Builder {
         self.push(Op::AtomicAdd { offset }, &[index, v], &[buf], vec![], &[]);
     }
 
+    /// Ask for the cache line of an element ahead of its use; the element need not exist.
+    pub fn prefetch(&mut self, buf: Buf, index: Val) {
+        let (index, offset) = self.split(index);
+        self.push(Op::Prefetch { offset }, &[index], &[buf], vec![], &[]);
+    }
+
     fn expect_elem(&self, buf: Buf, v: Val) {
         assert_eq!(self.dtype(buf), self.ty(v).dtype(), "store into @{}", buf.0);
     }

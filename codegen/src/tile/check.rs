@@ -330,6 +330,10 @@ fn rule(device: &Device, op: &Op, args: &[Ty], bufs: &[&BufInfo], blocks: &[Bloc
             need(args[1].is_scalar(), || "adds a scalar".to_owned())?;
             same(&args[..1], &[Ty::INDEX], "index")
         }
+        Op::Prefetch { .. } => {
+            wants(1..=1, 1, 0)?;
+            same(args, &[Ty::INDEX], "index")
+        }
         Op::Dot(kind) => {
             let (lanes, want): (usize, Vec<Ty>) = match (kind, results) {
                 (DotKind::I16Pairs, [Ty::Vec(DType::I32, n)]) => (2, vec![Ty::Vec(DType::I16, 2 * n); 2]),

@@ -156,6 +156,11 @@ pub enum Op {
         /// Constant part of the element index.
         offset: i64,
     },
+    /// A hint that the cache line at `index + offset` is soon read; the place may lie outside the buffer. bufs: buffer. args: index.
+    Prefetch {
+        /// Constant part of the element index.
+        offset: i64,
+    },
     /// Integer dot products. args: see [`DotKind`].
     Dot(DotKind),
     /// Counted loop `for (i = lo; i < hi; i += step)`, step above 0. args: lo, hi, step, initial carried values. One block:
@@ -194,7 +199,16 @@ impl Op {
     /// Whether a statement may be dropped when its results are unused.
     pub fn is_removable(&self) -> bool {
         match self {
-            Op::Store { .. } | Op::Scatter { .. } | Op::AtomicAdd { .. } | Op::For | Op::If | Op::While | Op::Barrier | Op::Shfl(_) | Op::Vote(_) => false,
+            Op::Store { .. }
+            | Op::Scatter { .. }
+            | Op::AtomicAdd { .. }
+            | Op::Prefetch { .. }
+            | Op::For
+            | Op::If
+            | Op::While
+            | Op::Barrier
+            | Op::Shfl(_)
+            | Op::Vote(_) => false,
             Op::Mma(w) => w.is_pure(),
             Op::Hopper(w) => w.is_pure(),
             _ => true,
@@ -226,6 +240,7 @@ impl Op {
             Op::Gather { .. } => "gather",
             Op::Scatter { .. } => "scatter",
             Op::AtomicAdd { .. } => "atomic_add",
+            Op::Prefetch { .. } => "prefetch",
             Op::Dot(_) => "dot",
             Op::For => "for",
             Op::If => "if",
@@ -251,7 +266,12 @@ impl Op {
             Op::Extract(i) | Op::Insert(i) => vec![("lane", i.to_string())],
             Op::Shuffle(mask) => vec![("mask", mask.iter().map(u16::to_string).collect::<Vec<_>>().join(":"))],
             Op::Reduce(r) => vec![("with", r.scalar().name().to_owned())],
-            Op::Load { offset } | Op::Store { offset } | Op::Gather { offset } | Op::Scatter { offset } | Op::AtomicAdd { offset } => {
+            Op::Load { offset }
+            | Op::Store { offset }
+            | Op::Gather { offset }
+            | Op::Scatter { offset }
+            | Op::AtomicAdd { offset }
+            | Op::Prefetch { offset } => {
                 if *offset == 0 {
                     vec![]
                 } else {
@@ -299,6 +319,7 @@ impl Op {
             "gather" => Op::Gather { offset: offset()? },
             "scatter" => Op::Scatter { offset: offset()? },
             "atomic_add" => Op::AtomicAdd { offset: offset()? },
+            "prefetch" => Op::Prefetch { offset: offset()? },
             "dot" => pick(&DotKind::ALL.map(|(k, n)| (n, Op::Dot(k))))?,
             "for" => Op::For,
             "if" => Op::If,

@@ -91,6 +91,7 @@ impl<'k> Lower<'k> {
             Op::Gather { offset } => self.gather(s, *offset)?,
             Op::Scatter { offset } => self.scatter(s, *offset)?,
             Op::AtomicAdd { offset } => self.atomic_add(s, *offset)?,
+            Op::Prefetch { .. } => {}
             Op::For => self.for_(s)?,
             Op::If => self.if_(s)?,
             Op::While => self.while_(s)?,

@@ -216,6 +216,7 @@ impl Machine<'_> {
             Op::Store { offset } => return self.store(agent, s, *offset, false),
             Op::Scatter { offset } => return self.store(agent, s, *offset, true),
             Op::AtomicAdd { offset } => return self.atomic_add(agent, s, *offset),
+            Op::Prefetch { .. } => return Ok(Progress::Done),
             Op::Dot(kind) => self.dot(agent, *kind, s)?,
             Op::Lo => same(self, &|_| self.slice.0)?,
             Op::Hi => same(self, &|_| self.slice.1)?,
