@@ -66,7 +66,6 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         input_hash: hash,
         threads,
         tuned: BTreeMap::new(),
-        progress: None,
     };
     let artifact = emit::artifact(&request).map_err(|e| match e {
         emit::EmitError::Kernel { .. } | emit::EmitError::DType { .. } => Error::Unsupported(e.to_string()),

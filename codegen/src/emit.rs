@@ -75,8 +75,6 @@ pub struct Request<'a> {
     pub threads: usize,
     /// Schedules that replace the cost model's choice, by region text.
     pub tuned: BTreeMap<String, Schedule>,
-    /// Told about each step: text, done, total.
-    pub progress: Option<&'a dyn Fn(&str, usize, usize)>,
 }
 
 /// One distinct kernel of a target.
@@ -179,15 +177,8 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
         ..plan::Manifest::default()
     };
     let mut tensors = Tensors::default();
-    for (i, (target, programs)) in request.targets.iter().enumerate() {
-        let tell = |what: &str| {
-            if let Some(p) = request.progress {
-                p(&format!("{target}: {what}"), i, request.targets.len());
-            }
-        };
-        tell("kernels");
+    for (target, programs) in request.targets {
         let kernels = Kernels::build(programs, target, &request.tuned)?;
-        tell("code");
         let tiles = kernels.tiles();
         let code = match target {
             Target::Cpu(cpu) => {
@@ -199,7 +190,6 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
                 writer.add_code(target.name(), plan::CodeKind::Ptx, &[], ptx.into_bytes())
             }
         };
-        tell("plans");
         for program in programs {
             let mut out = PlanWriter { symbols: &symbols, all: &kernels, target, writer: &mut writer, tensors: &mut tensors, kernels: vec![] };
             let body = out.body(&program.body, &mut vec![])?;
