@@ -26,7 +26,7 @@ fn run(kernel: &Kernel, rhs: Rhs, seed: u64) -> Result<(), String> {
         for j in 0..N {
             let want: f64 = (0..K).map(|k| a[i * K + k].to_f64() * if rhs == Rhs::Kn { b[k * N + j] } else { b[j * K + k] }.to_f64()).sum();
             let got = c[i * N + j].to_f64();
-            if !((got - want).abs() < 0.01 * want.abs().max(4.0)) {
+            if got.is_nan() || (got - want).abs() >= 0.01 * want.abs().max(4.0) {
                 return Err(format!("element {i}, {j}: {got}, expected {want}"));
             }
         }

@@ -277,9 +277,9 @@ impl Convolution {
         let size: Vec<Dim> = self.size.iter().enumerate().map(|(i, s)| dim(&format!("s{i}"), *s)).collect();
         let input: Vec<Dim> = [n.clone()].into_iter().chain(size.iter().cloned()).chain([Dim::from(self.c * self.groups)]).collect();
         let mut space = vec![n.clone()];
-        for i in 0..spatial {
+        for (i, extent) in size.iter().enumerate() {
             let reach = (self.kernel[i] - 1) * self.dilations[i] + 1;
-            let room = size[i].clone() + Dim::from(self.lo[i] + self.hi[i] - reach as i64);
+            let room = extent.clone() + Dim::from(self.lo[i] + self.hi[i] - reach as i64);
             space.push(room.div(&Dim::from(self.strides[i])) + Dim::one());
         }
         let channels = self.o * self.groups;

@@ -39,7 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let got = values(&outputs[port.name.as_str()])?;
         let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
         // Beyond atol 1e-4 and rtol 1e-3; NaN counts.
-        let beyond = got.iter().zip(&want).filter(|(g, w)| !((*g - *w).abs() <= 1e-4 + 1e-3 * w.abs())).count() + got.len().abs_diff(want.len());
+        let within = |(g, w): &(&f64, &f64)| (*g - *w).abs() <= 1e-4 + 1e-3 * w.abs();
+        let beyond = got.iter().zip(&want).filter(|pair| !within(pair)).count() + got.len().abs_diff(want.len());
         errors.insert(port.name.clone(), serde_json::json!({ "max_abs": worst, "beyond": beyond, "top1": top(&got) == top(&want) }));
     }
     let mut times = vec![];
@@ -54,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..runs.min(20) {
         for (i, t) in session.run_timed(&feed, &mut outputs)?.iter().enumerate() {
             let kernel = &session.plan().kernels[t.kernel.index()];
-            launches.entry(format!("{i} {}", kernel.name)).or_default().push(t.ns as f64 / 1e3);
+            launches.entry(format!("{i} {}", kernel.name)).or_default().push(t.ns / 1e3);
         }
     }
     let launch_us: BTreeMap<String, f64> = launches
