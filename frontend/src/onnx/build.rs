@@ -410,7 +410,9 @@ impl Builder {
         let types: Vec<TensorType> = tensors.iter().map(|t| t.ty()).collect();
         let results = op.infer(TypeArgs { types: &types.iter().collect::<Vec<_>>(), bodies: &[] })?;
         let counts: Option<Vec<usize>> = results.iter().map(|t| t.const_shape().and_then(|s| pavage_ir::tensor::count_of(&s))).collect();
-        if counts.is_none_or(|c| c.iter().any(|n| *n > FOLD_LIMIT)) {
+        // A broadcast written out would be read back element by element where one value does.
+        let most = if matches!(op, Op::Broadcast { .. }) { DIMS_LIMIT } else { FOLD_LIMIT };
+        if counts.is_none_or(|c| c.iter().any(|n| *n > most)) {
             return Ok(None);
         }
         let folded = op.eval(EvalArgs { tensors: &tensors, bodies: &[], results: &results })?;
