@@ -37,9 +37,9 @@ unsafe impl Send for Cpu {}
 
 /// A loaded shared object.
 struct Code {
-    library: Library,
+    loaded: Library,
     /// The loader takes two objects of one path for the same: the file stays open as long as the
-    /// library is, so that no other gets its number.
+    /// object is, so that no other gets its number.
     _file: File,
 }
 
@@ -227,13 +227,13 @@ impl Code {
         file.write_all(object).map_err(|e| fail(e.to_string()))?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         // SAFETY: the compiler's objects have no initialisers; they came through the checksum.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| fail(e.to_string()))?;
-        Ok(Code { library, _file: file })
+        let loaded = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| fail(e.to_string()))?;
+        Ok(Code { loaded, _file: file })
     }
 
     fn function(&self, target: &str, symbol: &str) -> Result<KernelFn, Error> {
         // SAFETY: kernels have this signature; `self` lives as long as the session that calls it.
-        let found = unsafe { self.library.get::<KernelFn>(symbol.as_bytes()) };
+        let found = unsafe { self.loaded.get::<KernelFn>(symbol.as_bytes()) };
         found.map(|f| *f).map_err(|e| Error::Load { target: target.into(), why: e.to_string() })
     }
 }

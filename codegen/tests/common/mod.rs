@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Kernels of one shared object, loaded.
 pub(crate) struct Library {
-    library: libloading::Library,
+    loaded: libloading::Library,
 }
 
 type Entry = unsafe extern "C" fn(*const *mut u8, *const i64, i64, i64);
@@ -28,9 +28,9 @@ pub(crate) fn load(kernels: &[Kernel], target: &str) -> Library {
     let path = std::env::temp_dir().join(format!("pavage-test-{}-{}.so", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     std::fs::write(&path, bytes).expect("a writable temporary folder");
     // SAFETY: an object that we have just made; it has no initialisers.
-    let library = unsafe { libloading::Library::new(&path) }.expect("the object loads");
+    let loaded = unsafe { libloading::Library::new(&path) }.expect("the object loads");
     std::fs::remove_file(&path).expect("our own file");
-    Library { library }
+    Library { loaded }
 }
 
 impl Library {
@@ -42,7 +42,7 @@ impl Library {
         }
         // SAFETY: the symbol is a kernel entry of this signature; the kernel touches the buffers within their lengths.
         unsafe {
-            let entry: libloading::Symbol<Entry> = self.library.get(name.as_bytes()).expect("the kernel is there");
+            let entry: libloading::Symbol<Entry> = self.loaded.get(name.as_bytes()).expect("the kernel is there");
             entry(table.as_ptr(), dims.as_ptr(), slice.0, slice.1);
         }
     }
@@ -60,7 +60,7 @@ impl Library {
         table.push(base.wrapping_add(base.align_offset(64)));
         // SAFETY: the symbol is a kernel entry of this signature; the kernel touches the buffers within their lengths.
         unsafe {
-            let entry: libloading::Symbol<Entry> = self.library.get(name.as_bytes()).expect("the kernel is there");
+            let entry: libloading::Symbol<Entry> = self.loaded.get(name.as_bytes()).expect("the kernel is there");
             entry(table.as_ptr(), dims.as_ptr(), slice.0, slice.1);
         }
     }
