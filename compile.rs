@@ -69,7 +69,8 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
     };
     let artifact = emit::artifact(&request).map_err(|e| match e {
         emit::EmitError::Kernel { .. } | emit::EmitError::DType { .. } => Error::Unsupported(e.to_string()),
-        emit::EmitError::Artifact(e) => Error::Artifact(e),
+        // What the writer refuses, the code generator should not have asked for.
+        emit::EmitError::Artifact(e) => Error::Internal { stage: "writing the artifact".into(), why: e.to_string() },
         emit::EmitError::Compile(e) => Error::Internal { stage: "code generation".into(), why: e.to_string() },
     })?;
     if options.verify == Verify::Replay {

@@ -24,7 +24,7 @@ mod verify;
 pub use compile::compile;
 pub use error::Error;
 pub use import::import;
-pub use options::{CompileOptions, Compiled, Emit, Fallback, OptLevel, Progress, ShapeArg, Source, Verify};
+pub use options::{CompileOptions, Compiled, Emit, OptLevel, Progress, ShapeArg, Source, Verify};
 pub use pavage_frontend as frontend;
 pub use pavage_ir as ir;
 pub use pavage_passes as passes;

@@ -54,16 +54,6 @@ pub enum Verify {
     Replay,
 }
 
-/// What to do with work that no kernel family covers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fallback {
-    /// Run it on the device's reference path, and say so.
-    #[default]
-    Allow,
-    /// An error.
-    Deny,
-}
-
 /// A size that is fixed at compile time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShapeArg {
@@ -143,8 +133,6 @@ pub struct CompileOptions<'a> {
     pub emit: Option<Emit>,
     /// Whether to check the kernels.
     pub verify: Verify,
-    /// Whether work without a kernel is an error.
-    pub fallback: Fallback,
     /// Threads of the compiler; 0 for one a core. The result does not depend on it.
     pub threads: usize,
     /// Who hears of it.
@@ -161,7 +149,6 @@ impl Default for CompileOptions<'_> {
             dump_after: Vec::new(),
             emit: None,
             verify: Verify::default(),
-            fallback: Fallback::default(),
             threads: 0,
             progress: None,
         }
@@ -175,9 +162,6 @@ impl CompileOptions<'_> {
         flags.extend(self.shapes.iter().map(|s| format!("--shape={s}")));
         flags.push(format!("--plans={}", self.plans.join(",")));
         flags.push(format!("-{:?}", self.opt_level));
-        if self.fallback == Fallback::Deny {
-            flags.push("--deny-fallback".into());
-        }
         flags
     }
 }

@@ -6,7 +6,6 @@ use pavage::runtime::plan::{Kernel, KernelId};
 use pavage::runtime::{DeviceBuffer, Outputs};
 use pavage::{Artifact, Session, ShapeArg, Tensor};
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// `pavage bench`
@@ -14,15 +13,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Single inputs: NAME=@FILE.npy, or NAME=1,2,3. Without inputs: random ones.
-    #[arg(value_name = "NAME=VALUE")]
-    single: Vec<String>,
-    /// Inputs from an archive with keys NAME or in:NAME.
-    #[arg(long, value_name = "FILE.npz")]
-    inputs: Option<PathBuf>,
-    /// The same; keys out:NAME are ignored.
-    #[arg(long, value_name = "FILE.npz", conflicts_with = "inputs")]
-    case: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: inputs::Args,
     /// Which plan: fused or unfused.
     #[arg(long, default_value = "fused")]
     plan: String,
@@ -282,8 +274,7 @@ pub(crate) fn savings_table(savings: &[Saving], most: usize) -> String {
 impl Args {
     /// The artifact and its inputs: those given, else random ones.
     fn prepare(&self) -> Result<(Artifact, Vec<(String, Tensor)>), Failure> {
-        let expected_too = self.case.as_deref();
-        let given = Given::read(self.inputs.as_deref(), expected_too, &self.single)?;
+        let given = Given::read(&self.inputs)?;
         if !given.is_empty() {
             let artifact = self.model.open(given.shapes())?;
             let inputs = given.resolve(&artifact)?;

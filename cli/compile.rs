@@ -3,7 +3,7 @@ use super::load::opt_level;
 use super::progress::{Bar, Dumps};
 use super::{Done, Failure, remark, say, say_json, text};
 use clap::ValueEnum;
-use pavage::{CompileOptions, Emit, Fallback, OptLevel, ShapeArg, Source, Verify, compile};
+use pavage::{CompileOptions, Emit, OptLevel, ShapeArg, Source, Verify, compile};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// Check each fused kernel against the reference evaluator.
     #[arg(long)]
     verify: bool,
-    /// Fail where work would run without a kernel of its own.
+    /// Says what always holds: there is no fallback, work without a kernel is an error.
     #[arg(long)]
     deny_fallback: bool,
     /// Threads of the compiler; 0 for one a core. The artifact does not depend on it.
@@ -94,7 +94,6 @@ pub(crate) fn main(args: &Args) -> Done {
             dump_after: args.dump_after.clone(),
             emit: args.emit.map(Emit::from),
             verify: if args.verify { Verify::Replay } else { Verify::Skip },
-            fallback: if args.deny_fallback { Fallback::Deny } else { Fallback::Allow },
             threads: args.threads,
             progress: Some(&bar),
         },

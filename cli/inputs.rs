@@ -4,7 +4,21 @@ use pavage::runtime::plan::Port;
 use pavage::runtime::{Artifact, DType};
 use pavage::{ShapeArg, Tensor};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+/// What the verbs that run something take as inputs.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Single inputs: NAME=@FILE.npy, or NAME=1,2,3. `bench` takes random ones when none are given.
+    #[arg(value_name = "NAME=VALUE")]
+    single: Vec<String>,
+    /// Inputs from an archive with keys NAME or in:NAME.
+    #[arg(long, value_name = "FILE.npz")]
+    inputs: Option<PathBuf>,
+    /// Inputs under keys in:NAME; `run` compares the outputs with keys out:NAME.
+    #[arg(long, value_name = "FILE.npz", conflicts_with = "inputs")]
+    case: Option<PathBuf>,
+}
 
 /// The inputs that were given, by name, and what outputs to expect.
 #[derive(Default)]
@@ -17,9 +31,9 @@ pub(crate) struct Given {
 
 impl Given {
     /// Reads what the command line names: `--inputs`, `--case`, `name=@x.npy`, `name=1,2`.
-    pub(crate) fn read(inputs: Option<&Path>, case: Option<&Path>, single: &[String]) -> Result<Self, Failure> {
+    pub(crate) fn read(args: &Args) -> Result<Self, Failure> {
         let mut given = Given::default();
-        for path in [inputs, case].into_iter().flatten() {
+        for path in [&args.inputs, &args.case].into_iter().flatten() {
             let mut arrays = npy::read_npz(path)?;
             let outputs: Vec<String> = arrays.keys().filter(|k| k.starts_with("out:")).cloned().collect();
             for key in outputs {
@@ -32,7 +46,7 @@ impl Given {
                 None => (k, v),
             }));
         }
-        if let Some(case) = case
+        if let Some(case) = &args.case
             && given.expected.is_empty()
         {
             return Err(Failure::usage(format!(
@@ -40,7 +54,7 @@ impl Given {
                 case.display()
             )));
         }
-        for arg in single {
+        for arg in &args.single {
             let (name, value) = arg.split_once('=').ok_or_else(|| Failure::usage(format!("`{arg}`: an input is NAME=@FILE.npy or NAME=1,2,3")))?;
             match value.strip_prefix('@') {
                 Some(path) => {

@@ -29,7 +29,7 @@ pub(crate) struct ModelArgs {
     /// How much work the optimiser does.
     #[arg(short = 'O', default_value = "2", value_parser = opt_level)]
     pub(crate) opt_level: OptLevel,
-    /// Fail where work would run without a kernel of its own.
+    /// Says what always holds: there is no fallback, work without a kernel is an error.
     #[arg(long)]
     pub(crate) deny_fallback: bool,
     /// Compile even when the cache has it.
@@ -94,10 +94,6 @@ impl ModelArgs {
             shapes: all,
             opt_level: self.opt_level,
             threads: self.threads,
-            fallback: match self.deny_fallback {
-                true => pavage::Fallback::Deny,
-                false => pavage::Fallback::Allow,
-            },
             ..CompileOptions::default()
         };
         let place = if self.no_cache { None } else { cache::place(&self.model, &options.flags()) };

@@ -13,15 +13,8 @@ use std::time::Instant;
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Single inputs: NAME=@FILE.npy, or NAME=1,2,3.
-    #[arg(value_name = "NAME=VALUE")]
-    single: Vec<String>,
-    /// Inputs from an archive with keys NAME or in:NAME.
-    #[arg(long, value_name = "FILE.npz")]
-    inputs: Option<PathBuf>,
-    /// Inputs under keys in:NAME; the outputs are compared with keys out:NAME.
-    #[arg(long, value_name = "FILE.npz", conflicts_with = "inputs")]
-    case: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: inputs::Args,
     /// Absolute tolerance of the comparison.
     #[arg(long, default_value_t = 1e-4)]
     atol: f64,
@@ -44,7 +37,7 @@ pub(crate) struct Args {
 
 /// `pavage run`
 pub(crate) fn main(args: &Args) -> Done {
-    let given = Given::read(args.inputs.as_deref(), args.case.as_deref(), &args.single)?;
+    let given = Given::read(&args.inputs)?;
     let artifact = args.model.open(given.shapes())?;
     let inputs = if args.random { inputs::random(&artifact, 1)? } else { given.resolve(&artifact)? };
     let mut session = artifact.session(args.model.device, args.model.session_options(&args.plan))?;

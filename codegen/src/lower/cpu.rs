@@ -436,22 +436,28 @@ impl Lowering<'_> {
         };
         let p = self.address(s.bufs[0], s.args[0], offset);
         let v = if ty.is_scalar() {
-            let r = self.e.fresh();
-            self.e.open(&format!("{r} = scf.if {mask} -> ({t}) {{"));
-            let v = self.e.op(&format!("llvm.load {p} {{alignment = {align} : i64}} : !llvm.ptr -> {t}"));
-            self.e.line(&format!("scf.yield {v} : {t}"));
-            self.e.close("} else {");
-            self.e.reopen();
-            let zero = self.zero(ty);
-            self.e.line(&format!("scf.yield {zero} : {t}"));
-            self.e.close("}");
-            r
+            self.load_if(&mask, &p, ty)
         } else {
             let zero = self.zero(ty);
             let m = self.e.ty(ty.with(DType::Bool));
             self.e.op(&format!("llvm.intr.masked.load {p}, {mask}, {zero} {{alignment = {align} : i32}} : (!llvm.ptr, {m}, {t}) -> {t}"))
         };
         Ok(self.after_load(v, ty))
+    }
+
+    /// A scalar where `mask` holds, else zero, without touching memory.
+    fn load_if(&mut self, mask: &str, p: &str, ty: Ty) -> String {
+        let (t, align) = self.memory_ty(ty);
+        let r = self.e.fresh();
+        self.e.open(&format!("{r} = scf.if {mask} -> ({t}) {{"));
+        let v = self.e.op(&format!("llvm.load {p} {{alignment = {align} : i64}} : !llvm.ptr -> {t}"));
+        self.e.line(&format!("scf.yield {v} : {t}"));
+        self.e.close("} else {");
+        self.e.reopen();
+        let zero = self.zero(ty);
+        self.e.line(&format!("scf.yield {zero} : {t}"));
+        self.e.close("}");
+        r
     }
 
     /// Zero in memory form.
@@ -576,16 +582,7 @@ impl Lowering<'_> {
         let v = if ty.is_scalar() {
             let mask = s.args.get(1).map(|m| self.name(*m).to_owned());
             let mask = mask.unwrap_or_else(|| self.e.constant(Scalar::B(true), Ty::BOOL));
-            let r = self.e.fresh();
-            self.e.open(&format!("{r} = scf.if {mask} -> ({t}) {{"));
-            let v = self.e.op(&format!("llvm.load {p} {{alignment = {align} : i64}} : !llvm.ptr -> {t}"));
-            self.e.line(&format!("scf.yield {v} : {t}"));
-            self.e.close("} else {");
-            self.e.reopen();
-            let zero = self.zero(ty);
-            self.e.line(&format!("scf.yield {zero} : {t}"));
-            self.e.close("}");
-            r
+            self.load_if(&mask, &p, ty)
         } else {
             let bools = ty.with(DType::Bool);
             let mask = s.args.get(1).map(|m| self.name(*m).to_owned());

@@ -137,7 +137,8 @@ struct Taps {
 }
 
 /// Position `i` of the dense side meets `i * stride + k * dilation - lo` of the spread side.
-fn taps(dense: &[usize], spread: &[usize], kernel: &[usize], strides: &[usize], dilations: &[usize], lo: &[i64]) -> Taps {
+fn taps(dense: &[usize], spread: &[usize], kernel: &[usize], window: &Window) -> Taps {
+    let Window { strides, dilations, lo } = window;
     let last = dense.len() - 1;
     let (dense_steps, spread_steps) = (elements::strides(dense), elements::strides(spread));
     let meet = |axis: usize, i: usize, k: usize| {
@@ -224,40 +225,12 @@ pub(crate) fn eval(
     groups: &usize,
     layout: &Layout,
 ) -> Result<Vec<Tensor>, String> {
+    let window = Window { strides, dilations, lo };
     if args.tensors[0].dtype().is_float() {
-        convolve(sides::<f64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+        gather(sides::<f64>(&args, *groups, *layout)?, &window, *layout)
     } else {
-        convolve(sides::<i64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+        gather(sides::<i64>(&args, *groups, *layout)?, &window, *layout)
     }
-}
-
-fn convolve<T: Num>(s: Sides<T>, strides: &[usize], dilations: &[usize], lo: &[i64], layout: Layout) -> Result<Vec<Tensor>, String> {
-    let (x_plane, out_plane): (usize, usize) = (s.x_spatial.iter().product(), s.out_spatial.iter().product());
-    let mut acc = vec![T::ZERO; s.shape.iter().product()];
-    if !acc.is_empty() && !s.x.is_empty() && !s.w.is_empty() {
-        let taps = taps(&s.out_spatial, &s.x_spatial, s.kernel, strides, dilations, lo);
-        let outputs = acc.len() / out_plane / s.batch;
-        let (per_group, inputs) = (outputs / s.groups, s.x.len() / x_plane / s.batch / s.groups);
-        for (p, to) in acc.chunks_exact_mut(out_plane).enumerate() {
-            let (n, o) = (p / outputs, p % outputs);
-            for c in 0..inputs {
-                let plane = ((n * s.groups + o / per_group) * inputs + c) * x_plane;
-                let from = &s.x[plane..plane + x_plane];
-                let weights = &s.w[(o * inputs + c) * taps.runs.len()..];
-                for (w, runs) in weights.iter().zip(&taps.runs) {
-                    for run in runs {
-                        let (to, from) = (&mut to[run.dense..run.dense + run.len], &from[run.spread..]);
-                        if taps.stride == 1 {
-                            axpy(to, *w, from);
-                        } else {
-                            to.iter_mut().zip(from.iter().step_by(taps.stride)).for_each(|(to, from)| *to = to.add(w.mul(*from)));
-                        }
-                    }
-                }
-            }
-        }
-    }
-    finish(s, acc, layout)
 }
 
 #[allow(clippy::too_many_arguments)] // One parameter an attribute of the row.
@@ -271,32 +244,73 @@ pub(crate) fn eval_transpose(
     groups: &usize,
     layout: &Layout,
 ) -> Result<Vec<Tensor>, String> {
+    let window = Window { strides, dilations, lo };
     if args.tensors[0].dtype().is_float() {
-        spread(sides::<f64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+        scatter(sides::<f64>(&args, *groups, *layout)?, &window, *layout)
     } else {
-        spread(sides::<i64>(&args, *groups, *layout)?, strides, dilations, lo, *layout)
+        scatter(sides::<i64>(&args, *groups, *layout)?, &window, *layout)
     }
 }
 
-fn spread<T: Num>(s: Sides<T>, strides: &[usize], dilations: &[usize], lo: &[i64], layout: Layout) -> Result<Vec<Tensor>, String> {
+/// How the windows lie.
+struct Window<'a> {
+    strides: &'a [usize],
+    dilations: &'a [usize],
+    lo: &'a [i64],
+}
+
+/// A convolution: the dense side is the output, each element of which gathers from its window.
+fn gather<T: Num>(s: Sides<T>, window: &Window, layout: Layout) -> Result<Vec<Tensor>, String> {
+    let taps = taps(&s.out_spatial, &s.x_spatial, s.kernel, window);
+    accumulate(
+        s,
+        &taps,
+        layout,
+        |_, _, o, c, inputs| o * inputs + c,
+        |to, from, w, run| {
+            let (to, from) = (&mut to[run.dense..run.dense + run.len], &from[run.spread..]);
+            if taps.stride == 1 {
+                axpy(to, w, from);
+            } else {
+                to.iter_mut().zip(from.iter().step_by(taps.stride)).for_each(|(to, from)| *to = to.add(w.mul(*from)));
+            }
+        },
+    )
+}
+
+/// The gradient by the input: the dense side is the operand, each element of which scatters over its window.
+fn scatter<T: Num>(s: Sides<T>, window: &Window, layout: Layout) -> Result<Vec<Tensor>, String> {
+    let taps = taps(&s.x_spatial, &s.out_spatial, s.kernel, window);
+    let weights = |group: usize, per_group: usize, o: usize, c: usize, inputs: usize| (group * inputs + c) * per_group + o % per_group;
+    accumulate(s, &taps, layout, weights, |to, from, w, run| {
+        let from = &from[run.dense..run.dense + run.len];
+        to[run.spread..].iter_mut().step_by(taps.stride).zip(from).for_each(|(to, from)| *to = to.add(w.mul(*from)));
+    })
+}
+
+/// Adds up the products of every output plane with the input planes of its group. `weights` is the kernel's place for
+/// (group, outputs a group, output, input of the group, inputs a group); `add` adds one run of a kernel element.
+fn accumulate<T: Num>(
+    s: Sides<T>,
+    taps: &Taps,
+    layout: Layout,
+    weights: impl Fn(usize, usize, usize, usize, usize) -> usize,
+    add: impl Fn(&mut [T], &[T], T, &Run),
+) -> Result<Vec<Tensor>, String> {
     let (x_plane, out_plane): (usize, usize) = (s.x_spatial.iter().product(), s.out_spatial.iter().product());
     let mut acc = vec![T::ZERO; s.shape.iter().product()];
     if !acc.is_empty() && !s.x.is_empty() && !s.w.is_empty() {
-        let taps = taps(&s.x_spatial, &s.out_spatial, s.kernel, strides, dilations, lo);
         let outputs = acc.len() / out_plane / s.batch;
         let (per_group, inputs) = (outputs / s.groups, s.x.len() / x_plane / s.batch / s.groups);
         for (p, to) in acc.chunks_exact_mut(out_plane).enumerate() {
             let (n, o) = (p / outputs, p % outputs);
+            let group = o / per_group;
             for c in 0..inputs {
-                let input = o / per_group * inputs + c;
-                let plane = (n * s.groups * inputs + input) * x_plane;
+                let plane = ((n * s.groups + group) * inputs + c) * x_plane;
                 let from = &s.x[plane..plane + x_plane];
-                let weights = &s.w[(input * per_group + o % per_group) * taps.runs.len()..];
-                for (w, runs) in weights.iter().zip(&taps.runs) {
-                    for run in runs {
-                        let from = &from[run.dense..run.dense + run.len];
-                        to[run.spread..].iter_mut().step_by(taps.stride).zip(from).for_each(|(to, from)| *to = to.add(w.mul(*from)));
-                    }
+                let elements = &s.w[weights(group, per_group, o, c, inputs) * taps.runs.len()..];
+                for (w, runs) in elements.iter().zip(&taps.runs) {
+                    runs.iter().for_each(|run| add(to, from, *w, run));
                 }
             }
         }

@@ -1,6 +1,5 @@
 //! Every loop family on random regions, compiled for this machine, against what the regions mean.
-mod common;
-use common::{
+use crate::common::{
     Noise,
     regions::{Case, call, check, load_at, output, output_at, pick, size, ty},
 };

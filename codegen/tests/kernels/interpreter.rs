@@ -1,6 +1,5 @@
 //! The interpreter on GPU kernels: what threads do together, and the mistakes it finds.
-mod common;
-use common::{Noise, bytes, numbers};
+use crate::common::{Noise, bytes, numbers};
 use pavage_codegen::{
     targets::Target,
     tile::{Access, Builder, Device, Kernel, ShflKind, VoteKind, check, interp, text::assert_round_trip},

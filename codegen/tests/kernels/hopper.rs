@@ -1,6 +1,5 @@
 //! The Hopper product interpreted: what it computes, and that broken copies of it are caught.
-mod common;
-use common::{Noise, bytes, numbers};
+use crate::common::{Noise, bytes, numbers};
 use half::bf16;
 use pavage_codegen::{
     kernels::hopper_gemm::{Rhs, Tiles, plain},

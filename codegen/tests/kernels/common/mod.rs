@@ -1,5 +1,4 @@
 //! Loading compiled kernels and calling them, for the tests of this folder.
-#![allow(dead_code, reason = "each test program uses its part")]
 pub(crate) mod regions;
 use pavage_codegen::{
     compile::cpu_library,
@@ -8,6 +7,16 @@ use pavage_codegen::{
     tile::{Kernel, text::assert_round_trip},
 };
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Levels that this machine can run.
+pub(crate) fn levels() -> Vec<&'static str> {
+    let wide = std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("avx512dq")
+        && std::is_x86_feature_detected!("avx512vl");
+    let levels = [(true, "native"), (std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"), "x86-64-v3"), (wide, "x86-64-v4")];
+    levels.into_iter().filter_map(|(has, level)| has.then_some(level)).collect()
+}
 
 /// Kernels of one shared object, loaded.
 pub(crate) struct Library {

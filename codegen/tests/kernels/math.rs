@@ -1,6 +1,5 @@
 //! Every scalar function, compiled, against `ScalarFn::eval` on dense samples and on the corners of each type.
-mod common;
-use common::{Library, Noise, load};
+use crate::common::{Library, Noise, load};
 use pavage_codegen::tile::{Access, Builder, Device, Kernel};
 use pavage_ir::{
     DType, Scalar, ScalarFn,

@@ -1,7 +1,6 @@
 //! Contractions on a GPU without matrix units: against the meaning of their regions, by the interpreter.
-mod common;
-use common::Noise;
-use common::regions::{Case, check, load_at, output, ty};
+use crate::common::Noise;
+use crate::common::regions::{Case, check, load_at, output, ty};
 use pavage_codegen::kernels::hopper_samples::{Tail, linear};
 use pavage_codegen::kernels::{ArgFacts, build};
 use pavage_codegen::targets::Target;

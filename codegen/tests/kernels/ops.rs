@@ -1,6 +1,5 @@
 //! Ops that stay one op: compiled for this machine, against their evaluators.
-mod common;
-use common::{
+use crate::common::{
     Noise,
     regions::{Case, check, op_region, pick, size, ty},
 };

@@ -1,6 +1,5 @@
 //! Matrix products and convolutions, compiled for two vector widths, against the meaning of their regions.
-mod common;
-use common::{Library, Noise, load};
+use crate::common::{Library, Noise, levels, load};
 use pavage_codegen::{
     compile,
     kernels::{self, ArgFacts, Built},
@@ -13,13 +12,6 @@ use pavage_ir::{
     region::{RegionOutput, Window},
     region_eval::eval_region,
 };
-
-/// The widths that this machine can run.
-fn targets() -> Vec<&'static str> {
-    let wide = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
-    let has = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| wide.iter().all(|f| text.contains(f)));
-    if has { vec!["x86-64-v3", "x86-64-v4"] } else { vec!["x86-64-v3"] }
-}
 
 /// A random tensor; integers over their whole range.
 fn random(noise: &mut Noise, dtype: DType, shape: &[usize]) -> Tensor {
@@ -85,7 +77,7 @@ impl Case {
 
 /// Check cases on every target, one shared object a target.
 fn check(cases: &[Case], family: &str) {
-    for target in targets() {
+    for target in levels() {
         let built: Vec<Built> = cases.iter().enumerate().map(|(i, c)| c.build(target, &format!("k{i}"), family)).collect();
         let kernels: Vec<_> = built.iter().map(|b| b.kernel.clone()).collect();
         let library = load(&kernels, target);
@@ -111,6 +103,37 @@ fn call(r: &mut Region, f: ScalarFn, args: &[ExprId]) -> ExprId {
 
 fn cast(r: &mut Region, x: ExprId, dtype: DType) -> ExprId {
     if r.dtype(x) == dtype { x } else { r.push(Expr::Cast(x), dtype) }
+}
+
+/// The operands' and the accumulator's types: integers are u8 times i8.
+fn types(dtype: DType) -> (DType, DType) {
+    if dtype == DType::I8 { (DType::U8, DType::I32) } else { (dtype, DType::F32) }
+}
+
+/// Integer operands as 32-bit ones, the first less its zero point; others as they are.
+fn centred(r: &mut Region, x: ExprId, w: ExprId, zero_point: i128) -> (ExprId, ExprId) {
+    if r.dtype(w) != DType::I8 {
+        return (x, w);
+    }
+    let (x, w) = (cast(r, x, DType::I32), cast(r, w, DType::I32));
+    let zero_point = r.constant(Scalar::I(zero_point), DType::I32);
+    (call(r, ScalarFn::Sub, &[x, zero_point]), w)
+}
+
+/// A new argument, loaded at an index.
+fn operand(r: &mut Region, dtype: DType, shape: Vec<Dim>, index: Vec<Dim>) -> ExprId {
+    r.args.push(TensorType { dtype, shape });
+    load_of(r, r.args.len() - 1, index)
+}
+
+/// Bias of the last axis, which is `axis`, and clip.
+fn bias_and_clip(r: &mut Region, value: ExprId, n: Dim, axis: usize) -> ExprId {
+    let acc = r.dtype(value);
+    let bias = operand(r, acc, vec![n], vec![Dim::axis(axis)]);
+    let value = call(r, ScalarFn::Add, &[value, bias]);
+    let (lo, hi) = (r.constant(Scalar::F(0.0), acc), r.constant(Scalar::F(6.0), acc));
+    let value = call(r, ScalarFn::Max, &[value, lo]);
+    call(r, ScalarFn::Min, &[value, hi])
 }
 
 /// A product of `[batch..., m, k]` and `[k, n]` or `[n, k]`.
@@ -149,49 +172,27 @@ impl Product {
         let own: Vec<Dim> = if self.rhs_batch { batch.clone() } else { vec![] };
         let last = if self.transposed { [n.clone(), k.clone()] } else { [k.clone(), n.clone()] };
         let rhs_shape: Vec<Dim> = own.iter().cloned().chain(last).collect();
-        let narrow = self.dtype == DType::I8;
-        let acc = if narrow { DType::I32 } else { DType::F32 };
-        r.args = vec![TensorType { dtype: if narrow { DType::U8 } else { self.dtype }, shape: lhs_shape }, TensorType { dtype: self.dtype, shape: rhs_shape }];
+        let (first, acc) = types(self.dtype);
         let mut index = axes(0, p - 1);
         index.push(Dim::axis(p));
-        let mut lhs = load_of(&mut r, 0, index);
+        let lhs = operand(&mut r, first, lhs_shape, index);
         let mut index = if self.rhs_batch { axes(0, p - 2) } else { vec![] };
         index.extend(if self.transposed { [Dim::axis(p - 1), Dim::axis(p)] } else { [Dim::axis(p), Dim::axis(p - 1)] });
-        let mut rhs = load_of(&mut r, 1, index);
-        if narrow {
-            lhs = cast(&mut r, lhs, DType::I32);
-            rhs = cast(&mut r, rhs, DType::I32);
-            let zero_point = r.constant(Scalar::I(113), DType::I32);
-            lhs = call(&mut r, ScalarFn::Sub, &[lhs, zero_point]);
-        }
+        let rhs = operand(&mut r, self.dtype, rhs_shape, index);
+        let (mut lhs, rhs) = centred(&mut r, lhs, rhs, 113);
         let mut value = r.push(Expr::Acc(0), acc);
-        if narrow {
-            value = cast(&mut r, value, DType::I32);
-        }
         let out_dtype = if self.dtype == DType::F16 { DType::F16 } else { acc };
         let mut outputs = vec![];
         match self.epilogue {
-            1 => {
-                let bias = r.args.len();
-                r.args.push(TensorType { dtype: acc, shape: vec![n.clone()] });
-                let bias = load_of(&mut r, bias, vec![Dim::axis(p - 1)]);
-                value = call(&mut r, ScalarFn::Add, &[value, bias]);
-                let (lo, hi) = (r.constant(Scalar::F(0.0), acc), r.constant(Scalar::F(6.0), acc));
-                value = call(&mut r, ScalarFn::Max, &[value, lo]);
-                value = call(&mut r, ScalarFn::Min, &[value, hi]);
-            }
+            1 => value = bias_and_clip(&mut r, value, n.clone(), p - 1),
             2 => {
-                let residual = r.args.len();
-                r.args.push(TensorType { dtype: acc, shape: space.clone() });
-                let residual = load_of(&mut r, residual, axes(0, p));
+                let residual = operand(&mut r, acc, space.clone(), axes(0, p));
                 let sum = call(&mut r, ScalarFn::Add, &[value, residual]);
                 outputs.push((sum, acc));
                 value = call(&mut r, ScalarFn::Neg, &[sum]);
             }
             3 => {
-                let scale = r.args.len();
-                r.args.push(TensorType { dtype: acc, shape: vec![m.clone()] });
-                let scale = load_of(&mut r, scale, vec![Dim::axis(p - 2)]);
+                let scale = operand(&mut r, acc, vec![m.clone()], vec![Dim::axis(p - 2)]);
                 value = call(&mut r, ScalarFn::Mul, &[value, scale]);
                 let half = r.constant(Scalar::F(0.5), self.dtype);
                 lhs = call(&mut r, ScalarFn::Mul, &[lhs, half]);
@@ -286,39 +287,20 @@ impl Convolution {
         space.push(Dim::from(channels));
         let weights: Vec<Dim> = [channels, self.c].iter().chain(&self.kernel).map(|v| Dim::from(*v)).collect();
         let mut r = Region::new("conv", space.clone());
-        let narrow = self.dtype == DType::I8;
-        let acc = if narrow { DType::I32 } else { DType::F32 };
-        r.args = vec![
-            TensorType { dtype: if narrow { DType::U8 } else { self.dtype }, shape: input.clone() },
-            TensorType { dtype: self.dtype, shape: weights.clone() },
-        ];
-        let mut x = load_of(&mut r, 0, axes(0, spatial + 2));
-        let mut w = load_of(&mut r, 1, axes(0, spatial + 2));
-        if narrow {
-            x = cast(&mut r, x, DType::I32);
-            w = cast(&mut r, w, DType::I32);
-            let zero_point = r.constant(Scalar::I(7), DType::I32);
-            x = call(&mut r, ScalarFn::Sub, &[x, zero_point]);
-        }
+        let (first, acc) = types(self.dtype);
+        let x = operand(&mut r, first, input.clone(), axes(0, spatial + 2));
+        let w = operand(&mut r, self.dtype, weights.clone(), axes(0, spatial + 2));
+        let (mut x, w) = centred(&mut r, x, w, 7);
         let mut value = r.push(Expr::Acc(0), acc);
         match self.fused {
-            1 => {
-                r.args.push(TensorType { dtype: acc, shape: vec![Dim::from(channels)] });
-                let bias = load_of(&mut r, 2, vec![Dim::axis(spatial + 1)]);
-                value = call(&mut r, ScalarFn::Add, &[value, bias]);
-                let (lo, hi) = (r.constant(Scalar::F(0.0), acc), r.constant(Scalar::F(6.0), acc));
-                value = call(&mut r, ScalarFn::Max, &[value, lo]);
-                value = call(&mut r, ScalarFn::Min, &[value, hi]);
-            }
+            1 => value = bias_and_clip(&mut r, value, Dim::from(channels), spatial + 1),
             2 => {
-                r.args.push(TensorType { dtype: acc, shape: vec![n.clone(), Dim::from(channels)] });
-                r.args.push(TensorType { dtype: acc, shape: space.clone() });
-                let scale = load_of(&mut r, 2, vec![Dim::axis(0), Dim::axis(spatial + 1)]);
-                let residual = load_of(&mut r, 3, axes(0, spatial + 2));
+                let scale = operand(&mut r, acc, vec![n.clone(), Dim::from(channels)], vec![Dim::axis(0), Dim::axis(spatial + 1)]);
+                let residual = operand(&mut r, acc, space.clone(), axes(0, spatial + 2));
                 value = call(&mut r, ScalarFn::Mul, &[value, scale]);
                 value = call(&mut r, ScalarFn::Add, &[value, residual]);
             }
-            3 if !narrow => {
+            3 if self.dtype != DType::I8 => {
                 let half = r.constant(Scalar::F(0.5), self.dtype);
                 x = call(&mut r, ScalarFn::Add, &[x, half]);
             }

@@ -1,6 +1,5 @@
 //! Hand-built kernels, compiled for each level this machine runs, against the interpreter and plain Rust.
-mod common;
-use common::{Noise, bytes, load, numbers};
+use crate::common::{Noise, bytes, levels, load, numbers};
 use pavage_codegen::{
     compile,
     llvm::{Emit, MiddleEnd},
@@ -8,18 +7,6 @@ use pavage_codegen::{
     tile::{Access, Buf, Builder, Device, DotKind, Kernel, ReduceFn, Space, Ty, Val, check, interp, text::assert_round_trip},
 };
 use pavage_ir::{DType, Scalar, ScalarFn};
-
-/// Levels that this machine can run.
-fn levels() -> Vec<&'static str> {
-    let mut levels = vec!["native"];
-    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-        levels.push("x86-64-v3");
-    }
-    if ["avx512f", "avx512bw", "avx512dq", "avx512vl"].len() == 4 && std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512dq") {
-        levels.push("x86-64-v4");
-    }
-    levels
-}
 
 /// Run compiled (at every level) and interpreted; the bytes of all must agree. The buffers after the run.
 fn run(kernel: &Kernel, bufs: &[Vec<u8>], dims: &[i64], slice: (i64, i64)) -> Vec<Vec<u8>> {
