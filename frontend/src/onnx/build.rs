@@ -264,6 +264,27 @@ impl Builder {
         self.frames.pop().expect("a frame was entered")
     }
 
+    /// A graph of its own, whose results `f` computes from inputs of these types. Its nodes stand for the model's node `owner`.
+    pub(crate) fn nested(&mut self, name: &str, owner: &str, inputs: &[TensorType], f: impl FnOnce(&mut Builder, &[Val]) -> Res<Vec<Val>>) -> Res<Frame> {
+        let at = self.frames.len();
+        self.enter(Graph::new(name));
+        let fill = || -> Res<()> {
+            let args: Vec<Val> = inputs.iter().enumerate().map(|(i, ty)| self.input(&format!("x{i}"), ty.clone())).collect();
+            for (i, v) in f(self, &args)?.into_iter().enumerate() {
+                let value = self.value(v)?;
+                self.frame().graph.output(format!("out{i}"), value);
+            }
+            Ok(())
+        };
+        let filled = fill();
+        let mut frame = self.leave();
+        let (inner, outer) = std::mem::take(&mut self.fresh).into_iter().partition(|(frame, _)| *frame == at);
+        self.fresh = outer;
+        let inner: Vec<(usize, NodeId)> = inner;
+        inner.into_iter().for_each(|(_, id)| frame.graph.set_source(id, vec![owner.to_string()]));
+        filled.map(|()| frame)
+    }
+
     fn frame(&mut self) -> &mut Frame {
         self.frames.last_mut().expect("a frame was entered")
     }

@@ -432,7 +432,18 @@ impl<'m> Importer<'m> {
 
     /// Import a body into the innermost graph, in a scope of its own.
     pub(crate) fn inline_body(&mut self, proto: &'m GraphProto) -> Res<Vec<Val>> {
+        self.inline_with(proto, &[])
+    }
+
+    /// Import a body into the innermost graph, in a scope of its own, with values for its inputs.
+    pub(crate) fn inline_with(&mut self, proto: &'m GraphProto, args: &[Val]) -> Res<Vec<Val>> {
+        if proto.input.len() < args.len() {
+            return Err(Stop::Invalid(format!("a body with {} inputs is given {}", proto.input.len(), args.len())));
+        }
         self.deeper(|imp| {
+            for (input, v) in proto.input.iter().zip(args) {
+                imp.define(&input.name, Entry::Val(*v))?;
+            }
             imp.contents(proto)?;
             let names: Vec<String> = proto.output.iter().map(|o| o.name.clone()).collect();
             imp.results(&names)

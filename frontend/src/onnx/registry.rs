@@ -3,7 +3,9 @@ use super::{
     build::{Res, Val},
     cx::Cx,
     import::domain_of,
-    ops::{activation, control, conv, gather, linear, math, ml, norm, quant, reduce, resize, rnn, shape, trees, view},
+    ops::{
+        activation, attention, cache, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, shape, trees, view,
+    },
 };
 use pavage_ir::{ScalarFn, attr::ReduceFn};
 use reduce::Kind;
@@ -35,6 +37,8 @@ const fn row(op: &'static str, since: &'static [i64], convert: fn(&mut Cx) -> Re
 const fn ml_row(op: &'static str, since: &'static [i64], convert: fn(&mut Cx) -> Res<Vec<Val>>) -> Row {
     Row { domain: ML, op, since, convert }
 }
+
+const PREVIEW: &str = "ai.onnx.preview";
 
 const ROWS: &[Row] = &[
     // Arithmetic.
@@ -199,6 +203,14 @@ const ROWS: &[Row] = &[
     row("If", &[1, 11, 13, 16, 19, 21, 23, 24, 25], control::branch),
     row("Loop", &[1, 11, 13, 16, 19, 21, 23, 24, 25], control::repeat),
     row("Scan", &[8, 9, 11, 16, 19, 21, 23, 24, 25], control::scan),
+    // Sequence models.
+    row("Attention", &[23, 24, 25], attention::attention),
+    Row { domain: PREVIEW, op: "FlexAttention", since: &[1], convert: attention::flex_attention },
+    row("LinearAttention", &[27], linear_attention::linear_attention),
+    row("RotaryEmbedding", &[23], rotary::rotary_embedding),
+    row("CausalConvWithState", &[27], cache::causal_conv),
+    row("TensorScatter", &[24], cache::tensor_scatter),
+    row("SwiGLU", &[28], activation::swiglu),
     // Classic machine learning.
     ml_row("TreeEnsembleClassifier", &[1, 3, 5], trees::classifier),
     ml_row("TreeEnsembleRegressor", &[1, 3, 5], trees::regressor),

@@ -1,6 +1,6 @@
 //! Activation functions, spelled in scalar functions.
 use crate::onnx::{
-    build::{Builder, Res, Val},
+    build::{Builder, Res, Val, invalid},
     cx::Cx,
 };
 use pavage_ir::{
@@ -135,4 +135,14 @@ pub(crate) fn shrink(cx: &mut Cx, x: Val) -> Res<Val> {
     let (low, high) = (cx.with_number(Lt, x, -lambda)?, cx.with_number(Gt, x, lambda)?);
     let inner = cx.pointwise(Select, &[high, down, zero])?;
     cx.pointwise(Select, &[low, up, inner])
+}
+
+/// `swish(gate) * x`.
+pub(crate) fn swiglu(cx: &mut Cx) -> Res<Vec<Val>> {
+    let x = cx.arg(1)?;
+    if cx.ty(x) != cx.ty(cx.arg(0)?) {
+        return invalid(format!("a gate of type {} for {}", cx.ty(cx.arg(0)?), cx.ty(x)));
+    }
+    let gate = composite(cx, swish)?;
+    Ok(vec![cx.map(Mul, &[gate[0], x])?])
 }

@@ -103,6 +103,13 @@ pub(crate) fn range(cx: &mut Cx) -> Res<Vec<Val>> {
             cx.size(n, &name)?
         }
     };
+    // Short lists of numbers, axes above all, are known.
+    if let (Some(n @ 0..=16), Some([start]), Some([delta])) = (count.as_const(), cx.dims(start).as_deref(), cx.dims(delta).as_deref())
+        && let (Some(start), Some(delta)) = (start.as_const(), delta.as_const())
+    {
+        let values = (0..n).map(|i| Dim::from(start + i * delta)).collect();
+        return Ok(vec![cx.known_dims(dtype, &[n as usize], values)]);
+    }
     let steps = cx.emit(Op::Iota { dtype, shape: vec![count], axis: 0 }, &[])?;
     let (start, delta) = (cx.reshape(start, vec![])?, cx.reshape(delta, vec![])?);
     let one = cx.dims(delta).is_some_and(|d| d[0].is(1));
