@@ -6,6 +6,7 @@ use super::{
     ops::{
         activation, attention, cache, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, shape, trees, view,
     },
+    ops::{einsum, loss, sample, signal},
 };
 use pavage_ir::{ScalarFn, attr::ReduceFn};
 use reduce::Kind;
@@ -130,7 +131,11 @@ const ROWS: &[Row] = &[
     row("CumSum", &[11, 14], |cx| reduce::cumulative(cx, ReduceFn::Sum)),
     row("CumProd", &[26], |cx| reduce::cumulative(cx, ReduceFn::Prod)),
     row("TopK", &[1, 10, 11, 24], reduce::top_k),
+    // Losses.
+    row("NegativeLogLikelihoodLoss", &[12, 13, 22], loss::nll),
+    row("SoftmaxCrossEntropyLoss", &[12, 13], loss::softmax_cross_entropy),
     // Products, convolutions, pools.
+    row("Einsum", &[12, 28], einsum::convert),
     row("MatMul", &[1, 9, 13], linear::convert),
     row("Gemm", &[7, 9, 11, 13], linear::gemm),
     row("Conv", &[1, 11, 22], conv::conv),
@@ -188,6 +193,17 @@ const ROWS: &[Row] = &[
     // Resampling.
     row("Resize", &[10, 11, 13, 18, 19], resize::resize),
     row("Upsample", &[7, 9], resize::upsample),
+    row("GridSample", &[16, 20, 22], sample::grid_sample),
+    row("AffineGrid", &[20], sample::affine_grid),
+    row("RoiAlign", &[10, 16, 22], sample::roi_align),
+    row("DeformConv", &[19, 22], sample::deform_conv),
+    // Signals.
+    row("DFT", &[17, 20], signal::dft),
+    row("STFT", &[17], signal::stft),
+    row("HannWindow", &[17], |cx| signal::window(cx, [0.5, 0.5, 0.0])),
+    row("HammingWindow", &[17], |cx| signal::window(cx, [25.0 / 46.0, 21.0 / 46.0, 0.0])),
+    row("BlackmanWindow", &[17], |cx| signal::window(cx, [0.42, 0.5, 0.08])),
+    row("MelWeightMatrix", &[17], signal::mel_weight_matrix),
     // Quantisation.
     row("QuantizeLinear", &[10, 13, 19, 21, 23, 24, 25, 28], quant::quantize),
     row("DequantizeLinear", &[10, 13, 19, 21, 23, 24, 25, 28], quant::dequantize),

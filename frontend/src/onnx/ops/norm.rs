@@ -208,15 +208,20 @@ pub(crate) fn softmax(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![softmax_over(cx, x, &axes)?])
 }
 
+/// `x - max x - log(sum of e^(x - max x))` over axes.
+pub(crate) fn log_softmax_over(b: &mut Builder, x: Val, axes: &[usize]) -> Res<Val> {
+    let top = reduce(b, ReduceFn::Max, x, axes)?;
+    let shifted = b.pointwise(Sub, &[x, top])?;
+    let e = b.map(Exp, &[shifted])?;
+    let sum = reduce(b, ReduceFn::Sum, e, axes)?;
+    let log = b.map(Log, &[sum])?;
+    b.pointwise(Sub, &[shifted, log])
+}
+
 pub(crate) fn log_softmax(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     let axes = softmax_axes(cx, x)?;
-    let top = reduce(cx, ReduceFn::Max, x, &axes)?;
-    let shifted = cx.pointwise(Sub, &[x, top])?;
-    let e = cx.map(Exp, &[shifted])?;
-    let sum = reduce(cx, ReduceFn::Sum, e, &axes)?;
-    let log = cx.map(Log, &[sum])?;
-    Ok(vec![cx.pointwise(Sub, &[shifted, log])?])
+    Ok(vec![log_softmax_over(cx, x, &axes)?])
 }
 
 /// 1 at the first maximum, 0 elsewhere.
