@@ -13,7 +13,7 @@ use pavage_ir::{Dim, Graph, TensorType};
 use std::collections::{BTreeMap, HashMap};
 
 /// Oldest and newest operator set of the default domain that is read.
-pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 7..=28;
+pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 1..=28;
 /// Deepest nesting of bodies and function calls.
 const MAX_DEPTH: usize = 48;
 /// Most nodes converted, counting those of functions at every call.

@@ -6,7 +6,7 @@ use super::{
     ops::{
         activation, attention, cache, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, shape, trees, view,
     },
-    ops::{einsum, loss, sample, signal},
+    ops::{det, einsum, loss, sample, signal, tfidf, unpool},
 };
 use pavage_ir::{ScalarFn, attr::ReduceFn};
 use reduce::Kind;
@@ -136,12 +136,15 @@ const ROWS: &[Row] = &[
     row("SoftmaxCrossEntropyLoss", &[12, 13], loss::softmax_cross_entropy),
     // Products, convolutions, pools.
     row("Einsum", &[12, 28], einsum::convert),
+    row("Det", &[11, 22], det::det),
     row("MatMul", &[1, 9, 13], linear::convert),
     row("Gemm", &[7, 9, 11, 13], linear::gemm),
     row("Conv", &[1, 11, 22], conv::conv),
     row("ConvTranspose", &[1, 11, 22], conv::conv_transpose),
     row("MaxPool", &[1, 8, 10, 11, 12, 22], conv::max_pool),
     row("AveragePool", &[7, 10, 11, 19, 22], conv::average_pool),
+    row("MaxUnpool", &[9, 11, 22], unpool::max_unpool),
+    row("Col2Im", &[18], unpool::col2im),
     row("LpPool", &[2, 11, 18, 22], conv::lp_pool),
     row("GlobalAveragePool", &[1, 22], conv::global_average_pool),
     row("GlobalMaxPool", &[1, 22], conv::global_max_pool),
@@ -203,6 +206,7 @@ const ROWS: &[Row] = &[
     row("HannWindow", &[17], |cx| signal::window(cx, [0.5, 0.5, 0.0])),
     row("HammingWindow", &[17], |cx| signal::window(cx, [25.0 / 46.0, 21.0 / 46.0, 0.0])),
     row("BlackmanWindow", &[17], |cx| signal::window(cx, [0.42, 0.5, 0.08])),
+    row("TfIdfVectorizer", &[9], tfidf::convert),
     row("MelWeightMatrix", &[17], signal::mel_weight_matrix),
     // Quantisation.
     row("QuantizeLinear", &[10, 13, 19, 21, 23, 24, 25, 28], quant::quantize),

@@ -10,13 +10,13 @@ use pavage_ir::{
 };
 
 /// A sliding window over the spatial axes of `x`.
-struct Window {
-    x: Val,
-    kernel: Vec<usize>,
-    strides: Vec<usize>,
-    dilations: Vec<usize>,
-    lo: Vec<i64>,
-    hi: Vec<i64>,
+pub(super) struct Window {
+    pub(super) x: Val,
+    pub(super) kernel: Vec<usize>,
+    pub(super) strides: Vec<usize>,
+    pub(super) dilations: Vec<usize>,
+    pub(super) lo: Vec<i64>,
+    pub(super) hi: Vec<i64>,
 }
 
 fn positive(values: Vec<i64>, what: &str) -> Res<Vec<usize>> {
@@ -25,7 +25,7 @@ fn positive(values: Vec<i64>, what: &str) -> Res<Vec<usize>> {
 
 /// Read strides, dilations and padding. `outside` is what stands in the padding when it must be written out because
 /// it depends on a size that is not known.
-fn window(cx: &mut Cx, x: Val, kernel: Vec<i64>, outside: Option<f64>) -> Res<Window> {
+pub(super) fn window(cx: &mut Cx, x: Val, kernel: Vec<i64>, outside: Option<f64>) -> Res<Window> {
     let n = kernel.len();
     if cx.rank(x) != n + 2 {
         return invalid(format!("a window of {n} axes over {}", cx.ty(x)));
@@ -63,7 +63,7 @@ fn window(cx: &mut Cx, x: Val, kernel: Vec<i64>, outside: Option<f64>) -> Res<Wi
                 }
             }
             if written.iter().any(|w| !w.0.is(0) || !w.1.is(0)) {
-                let Some(outside) = outside else { return missing("auto_pad over an extent that is not known, for a mean without its padding") };
+                let Some(outside) = outside else { return missing("auto_pad over an extent that is not known, for a pool that must know its padding") };
                 let value = cx.scalar_like(x, outside);
                 let (lo, hi) = written.into_iter().unzip();
                 x = cx.emit(Op::Pad { lo, hi, mode: PadMode::Constant }, &[x, value])?;
@@ -228,14 +228,15 @@ fn pool(cx: &mut Cx, x: Val, f: PoolFn, outside: Option<f64>) -> Res<Val> {
     cx.emit(Op::Pool { f, kernel, strides, dilations, lo, hi, ceil, layout: Layout::ChannelsFirst }, &[x])
 }
 
-pub(crate) fn max_pool(cx: &mut Cx) -> Res<Vec<Val>> {
-    if cx.wants(1) {
-        return missing("the positions that MaxPool found");
-    }
+pub(super) fn max_pool_values(cx: &mut Cx) -> Res<Val> {
     let x = cx.arg(0)?;
     let dtype = cx.dtype(x);
     let least = if dtype.is_float() { f64::NEG_INFINITY } else { dtype.int_range().0 as f64 };
-    Ok(vec![pool(cx, x, PoolFn::Max, Some(least))?])
+    pool(cx, x, PoolFn::Max, Some(least))
+}
+
+pub(crate) fn max_pool(cx: &mut Cx) -> Res<Vec<Val>> {
+    if cx.wants(1) { super::unpool::max_pool_with_positions(cx) } else { Ok(vec![max_pool_values(cx)?]) }
 }
 
 pub(crate) fn average_pool(cx: &mut Cx) -> Res<Vec<Val>> {
@@ -334,13 +335,31 @@ pub(crate) fn lrn(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![cx.map(ScalarFn::Div, &[x, scale])?])
 }
 
-/// Inference leaves the input as it is; the mask, if read, is all true.
+/// Inference leaves the input as it is, and so does a ratio of 0; the mask, if read, is all true.
 pub(crate) fn dropout(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
-    if let Some(training) = cx.opt(2)
-        && !cx.tensor(training).is_some_and(|t| t.count() == 1 && !t.get(0).b())
-    {
-        return missing("training mode");
+    let mut x = cx.arg(0)?;
+    if let Some(training) = cx.opt(2) {
+        let ratio = match cx.opt(1) {
+            Some(ratio) => ratio,
+            None => cx.scalar(DType::F32, 0.5),
+        };
+        let drops = cx.with_number(ScalarFn::Ne, ratio, 0.0)?;
+        let random = cx.pointwise(ScalarFn::And, &[training, drops])?;
+        match cx.tensor(random) {
+            Some(t) if t.count() == 1 && !t.get(0).b() => {}
+            Some(_) => return missing("training mode: nothing is dropped at random"),
+            // A run that would drop elements fails.
+            None => {
+                let none = super::signal::bounded_size(cx, random, 0, Some(0))?;
+                let shape = cx.shape(x);
+                let count = cx.ty(x).count();
+                let flat = cx.reshape(x, vec![count.clone()])?;
+                let checked = cx.slice_axis(flat, 0, none, count)?;
+                x = cx.reshape(checked, shape)?;
+                let note = format!("fails where Dropout `{}` is to drop elements", cx.name);
+                cx.notes.insert(note);
+            }
+        }
     }
     let mut out = vec![x];
     if cx.wants(1) {

@@ -1,5 +1,5 @@
 //! Normalisations and softmax.
-use super::reduce::{mean, reduce};
+use super::reduce::{drop_axes, mean, reduce};
 use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
@@ -28,7 +28,8 @@ fn affine(b: &mut Builder, x: Val, scale: Option<Val>, bias: Option<Val>, axis: 
 
 /// One multiply and one add a channel, so that they fold into a convolution before them.
 pub(crate) fn batch(cx: &mut Cx) -> Res<Vec<Val>> {
-    if cx.flag("training_mode", false)? || (1..5).any(|i| cx.wants(i)) {
+    let training = cx.flag("training_mode", false)?;
+    if (1..5).any(|i| cx.wants(i)) && (!training || cx.since < 14) {
         return missing("training mode");
     }
     if cx.since < 9 && !cx.flag("spatial", true)? {
@@ -42,7 +43,22 @@ pub(crate) fn batch(cx: &mut Cx) -> Res<Vec<Val>> {
     }
     // Statistics are combined in f32 at least.
     let wide = |cx: &mut Cx, v: Val| cx.cast(v, if dtype == DType::F64 { DType::F64 } else { DType::F32 });
-    let [scale, bias, m, var] = [wide(cx, scale)?, wide(cx, bias)?, wide(cx, m)?, wide(cx, var)?];
+    let [scale, bias, mut m, mut var] = [wide(cx, scale)?, wide(cx, bias)?, wide(cx, m)?, wide(cx, var)?];
+    let mut running = vec![];
+    if training {
+        let x = wide(cx, x)?;
+        let own = batch_statistics(cx, x)?;
+        let momentum = cx.float("momentum", f64::from(0.9f32))?;
+        for (given, own, i) in [(m, own[0], 3), (var, own[1], 4)] {
+            let kept = cx.with_number(Mul, given, momentum)?;
+            let new = cx.with_number(Mul, own, 1.0 - momentum)?;
+            let v = cx.pointwise(Add, &[kept, new])?;
+            let like = cx.arg(i)?;
+            let like = cx.dtype(like);
+            running.push(cx.cast(v, like)?);
+        }
+        [m, var] = own;
+    }
     let epsilon = cx.float("epsilon", 1e-5)?;
     let var = cx.with_number(Add, var, epsilon)?;
     let deviation = cx.map(Sqrt, &[var])?;
@@ -53,7 +69,18 @@ pub(crate) fn batch(cx: &mut Cx) -> Res<Vec<Val>> {
     let work = cx.dtype(factor);
     let x = cx.cast(x, work)?;
     let y = affine(cx, x, Some(factor), Some(shift), 1)?;
-    Ok(vec![cx.cast(y, dtype)?])
+    let y = cx.cast(y, dtype)?;
+    Ok([vec![y], running].concat())
+}
+
+/// Mean and variance of each channel, vectors.
+fn batch_statistics(b: &mut Builder, x: Val) -> Res<[Val; 2]> {
+    let axes: Vec<usize> = (0..b.rank(x)).filter(|i| *i != 1).collect();
+    let m = mean(b, x, &axes)?;
+    let d = b.pointwise(Sub, &[x, m])?;
+    let square = b.map(Mul, &[d, d])?;
+    let var = mean(b, square, &axes)?;
+    Ok([drop_axes(b, m, &axes)?, drop_axes(b, var, &axes)?])
 }
 
 /// `(x - mean) / sqrt(variance + epsilon)` over axes: the result, the mean and the reciprocal deviation.
