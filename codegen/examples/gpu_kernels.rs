@@ -1,4 +1,4 @@
-//! Write the Hopper kernels as PTX, with a description that `scripts/gpu/check_hopper.py` runs them by.
+//! Write the Hopper kernels, and products by `mma.sync`, as PTX, with a description that `scripts/gpu/check_hopper.py` runs them by.
 //!
 //! usage: gpu_kernels FOLDER
 use pavage_codegen::compile;
@@ -8,11 +8,13 @@ use pavage_codegen::kernels::hopper_samples::{self, Tail};
 use pavage_codegen::kernels::{self, ArgFacts};
 use pavage_codegen::targets::Target;
 use pavage_codegen::tile::Kernel;
-use pavage_ir::DType;
+use pavage_ir::{DType, Schedule};
 use std::fmt::Write as _;
 
 struct Case {
     kernel: Kernel,
+    /// What its PTX is for.
+    arch: &'static str,
     /// Fields of the description beyond those that follow from the kernel, as JSON.
     fields: String,
 }
@@ -34,13 +36,26 @@ fn gemm(name: &str, dtype: DType, out: DType, rhs: Rhs, tiles: Tiles, batched: b
         "\"kind\": \"gemm\", \"dtype\": \"{dtype}\", \"out\": \"{out}\", \"rhs\": \"{rhs_name}\", \"cluster\": {}, \"batched\": {batched}, \"epilogue\": \"none\", \"params\": {params}, \"check\": {check}, \"time\": {time}",
         tiles.cluster
     );
-    Case { kernel: hopper_gemm::plain(name, dtype, out, rhs, tiles, batched), fields }
+    Case { kernel: hopper_gemm::plain(name, dtype, out, rhs, tiles, batched), arch: HOPPER, fields }
 }
+
+const HOPPER: &str = "sm_90a";
+const AMPERE: &str = "sm_80";
 
 /// A fused linear layer, through the region it is in a model.
 fn linear(name: &str, dtype: DType, n: i64, k: i64, tail: Tail) -> Result<Case, kernels::KernelError> {
-    let target = Target::parse("sm_90a").map_err(|e| kernels::KernelError::Unsupported { family: "hopper_gemm", reason: e.to_string() })?;
-    let built = kernels::build(&hopper_samples::linear(dtype, dtype, n, k, tail), &target, name, &ArgFacts::default(), None)?;
+    layer(name, dtype, [n, k], tail, HOPPER, None)
+}
+
+/// The same by `mma.sync`, as compiled for sm_80, with a tile `bm` x `bn` of warps' `wm` x `wn` and a ring of `stages` times `bk`.
+fn mma(name: &str, dtype: DType, size: [i64; 2], tail: Tail, [bm, bn, wm, wn, bk, stages, ctas]: [i64; 7]) -> Result<Case, kernels::KernelError> {
+    let knobs = [("bm", bm), ("bn", bn), ("wm", wm), ("wn", wn), ("bk", bk), ("stages", stages), ("ctas", ctas), ("group", 8)];
+    layer(name, dtype, size, tail, AMPERE, Some(Schedule::new("gemm_mma", &knobs)))
+}
+
+fn layer(name: &str, dtype: DType, [n, k]: [i64; 2], tail: Tail, arch: &'static str, schedule: Option<Schedule>) -> Result<Case, kernels::KernelError> {
+    let target = Target::parse(arch).map_err(|e| kernels::KernelError::Unsupported { family: "hopper_gemm", reason: e.to_string() })?;
+    let built = kernels::build(&hopper_samples::linear(dtype, dtype, n, k, tail), &target, name, &ArgFacts::default(), schedule.as_ref())?;
     let epilogue = match tail {
         Tail::None => "none",
         Tail::BiasGelu => "bias_gelu",
@@ -48,6 +63,7 @@ fn linear(name: &str, dtype: DType, n: i64, k: i64, tail: Tail) -> Result<Case, 
     };
     let tile = match built.schedule.family.as_str() {
         "gemm_gpu" => format!(" \"tile\": [{}, {}],", 64 * built.schedule.knob("rows", 1), 64 * built.schedule.knob("cols", 1)),
+        "gemm_mma" => format!(" \"tile\": [{}, {}],", built.schedule.knob("bm", 1), built.schedule.knob("bn", 1)),
         _ => String::new(),
     };
     let shapes = |ms: &[i64]| format!("[{}]", ms.iter().map(|m| format!("[{m},{n},{k},1]")).collect::<Vec<_>>().join(","));
@@ -58,7 +74,7 @@ fn linear(name: &str, dtype: DType, n: i64, k: i64, tail: Tail) -> Result<Case, 
         shapes(&[128, 1000, 77, 4096]),
         shapes(&[4096, 8192])
     );
-    Ok(Case { kernel: built.kernel, fields })
+    Ok(Case { kernel: built.kernel, arch, fields })
 }
 
 fn attention(name: &str, dtype: DType, depth: u64, causal: bool, tiles: FlashTiles) -> Case {
@@ -67,7 +83,7 @@ fn attention(name: &str, dtype: DType, depth: u64, causal: bool, tiles: FlashTil
         "\"kind\": \"flash\", \"dtype\": \"{dtype}\", \"d\": {depth}, \"causal\": {causal}, \"bm\": {}, \"check\": [[1,2,128,0],[1,3,384,0],[2,3,1000,0],[1,2,4096,0],[1,2,2000,1],[1,1,77,0]], \"time\": [[2,16,8192,0],[8,16,2048,0],[32,12,384,0]]",
         tiles.queries()
     );
-    Case { kernel: flash::plain(name, dtype, att, tiles), fields }
+    Case { kernel: flash::plain(name, dtype, att, tiles), arch: HOPPER, fields }
 }
 
 fn cases() -> Result<Vec<Case>, kernels::KernelError> {
@@ -93,6 +109,13 @@ fn cases() -> Result<Vec<Case>, kernels::KernelError> {
         linear("linear_f16", DType::F16, 3072, 768, Tail::None)?,
         linear("linear_f16_gelu", DType::F16, 3072, 768, Tail::BiasGelu)?,
         linear("linear_bf16_gelu_add", DType::BF16, 4096, 16384, Tail::BiasGeluAdd)?,
+        mma("mma_bf16_256", DType::BF16, [4096, 4096], Tail::None, [128, 256, 64, 64, 32, 4, 1])?,
+        mma("mma_bf16_256_deep", DType::BF16, [4096, 4096], Tail::None, [128, 256, 64, 64, 64, 3, 1])?,
+        mma("mma_bf16_128", DType::BF16, [4096, 4096], Tail::None, [128, 128, 64, 64, 32, 4, 2])?,
+        mma("mma_bf16_128_deep", DType::BF16, [4096, 4096], Tail::None, [128, 128, 64, 64, 64, 3, 2])?,
+        mma("mma_f16_8192", DType::F16, [8192, 8192], Tail::None, [128, 256, 64, 64, 32, 4, 1])?,
+        mma("mma_f16_gelu", DType::F16, [3072, 768], Tail::BiasGelu, [128, 128, 64, 64, 32, 4, 2])?,
+        mma("mma_f16_odd", DType::F16, [770, 770], Tail::BiasGelu, [64, 64, 32, 32, 32, 4, 3])?,
     ])
 }
 
@@ -129,11 +152,10 @@ fn describe(case: &Case) -> String {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: gpu_kernels FOLDER")?;
     std::fs::create_dir_all(&folder)?;
-    let target = Target::parse("sm_90a")?;
     let mut text = String::from("[\n");
     let cases = cases()?;
     for (i, case) in cases.iter().enumerate() {
-        let ptx = compile::ptx(std::slice::from_ref(&case.kernel), &target)?;
+        let ptx = compile::ptx(std::slice::from_ref(&case.kernel), &Target::parse(case.arch)?)?;
         std::fs::write(format!("{folder}/{}.ptx", case.kernel.name), ptx)?;
         writeln!(text, "  {}{}", describe(case), if i + 1 < cases.len() { "," } else { "" })?;
     }

@@ -5,13 +5,15 @@
 //! values): they are evaluated once per tile on their way into shared memory, while the tile before is multiplied. What no
 //! specialised family takes runs here: f32 and f64, odd strides, fused prologues.
 use super::expr::{Env, Point, VectorAxis, affine, reg};
+use super::gemm_mma::pieces;
+use super::implicit::{Product, product};
 use super::{ArgFacts, Built, Family, KernelError, builder};
 use crate::targets::Target;
 use crate::tile::{Buf, Builder, Launch, Space, Ty, Val};
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, Schedule};
 
-/// Any contraction whose results are whole bytes.
-pub const FAMILY: Family = Family { name: "gemm_gpu", about: "contractions in shared-memory tiles on the general cores", schedules, build };
+/// Any contraction or convolution whose results are whole bytes.
+pub const FAMILY: Family = Family { name: "gemm_gpu", about: "contractions and convolutions in shared-memory tiles on the general cores", schedules, build };
 
 const THREADS: i64 = 256;
 /// Contracted elements of a tile.
@@ -35,10 +37,18 @@ fn shape(region: &Region) -> Option<Shape<'_>> {
     (p >= 2 && whole).then_some(Shape { k, lhs: *lhs, rhs: *rhs, acc: reg(*acc), p })
 }
 
-fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
-    let (Target::Gpu(gpu), Some(s)) = (target, shape(region)) else { return vec![] };
+fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule> {
+    let Target::Gpu(gpu) = target else { return vec![] };
+    let conv = matches!(region.heart, Heart::Conv { .. });
+    let Some(Product { region, .. }) = product(region, facts) else { return vec![] };
+    let region = &region;
+    let Some(s) = shape(region) else { return vec![] };
     let known = |d: &Dim, guess: i64| d.as_const().unwrap_or(guess);
     let (m, n) = (known(&region.space[s.p - 2], 512), known(&region.space[s.p - 1], 512));
+    // With a channel or two a group there is nothing to share: plain loops.
+    if conv && n < 4 {
+        return vec![];
+    }
     let batch: i64 = region.space[..s.p - 2].iter().map(|d| known(d, 1)).product();
     let mut found = vec![];
     for (rows, cols) in [(2, 2), (1, 2), (2, 1), (1, 1)] {
@@ -87,20 +97,8 @@ impl Side {
 }
 
 /// Whether a load runs along `axis` in aligned pieces of four.
-fn fours(region: &Region, id: ExprId, axis: usize, extent: &Dim, rank: usize) -> bool {
-    let Expr::Load { arg, index, guard: None } = region.expr(id) else { return false };
-    let t = &region.args[*arg as usize];
-    let four = |d: &Dim| d.terms().iter().all(|(_, c)| c % 4 == 0);
-    let mut rest = Env::flat(&t.shape, index);
-    for other in 0..rank {
-        let Some((factor, left)) = affine(&rest, other) else { return false };
-        let fits = if other == axis { factor.is(1) } else { four(&factor) };
-        if !fits {
-            return false;
-        }
-        rest = left;
-    }
-    four(&rest) && extent.as_const().is_some_and(|n| n % 4 == 0) && t.dtype.bits() >= 16
+fn fours(env: &Env<'_>, id: ExprId, axis: usize, extent: &Dim) -> bool {
+    pieces(env, id, axis, extent, 4).is_some_and(|(arg, ..)| env.region.args[arg].dtype.bits() >= 16)
 }
 
 /// Whether `id` steps by one along `axis`.
@@ -109,8 +107,11 @@ fn contiguous(region: &Region, id: ExprId, axis: usize) -> bool {
     affine(&Env::flat(&region.args[*arg as usize].shape, index), axis).is_some_and(|(f, _)| f.is(1))
 }
 
-fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &ArgFacts) -> Result<Built, KernelError> {
-    let Some(s) = shape(region) else { return Err(KernelError::Unsupported { family: "gemm_gpu", reason: format!("`{}` is no contraction", region.name) }) };
+fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, facts: &ArgFacts) -> Result<Built, KernelError> {
+    let unfit = || KernelError::Unsupported { family: "gemm_gpu", reason: format!("`{}` is no contraction", region.name) };
+    let Product { region, packs } = product(region, facts).ok_or_else(unfit)?;
+    let region = &region;
+    let s = shape(region).ok_or_else(unfit)?;
     let (p, rows, cols) = (s.p, schedule.knob("rows", 1), schedule.knob("cols", 1));
     let mut b = builder(name, target);
     let mut env = Env::new(&mut b, region);
@@ -121,15 +122,15 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
     for sym in region.symbols() {
         env.sym(&mut b, &sym);
     }
-    let side = |b: &mut Builder, id: ExprId, axis: usize, val: Val, size: i64, natural_k: bool| {
+    let side = |b: &mut Builder, env: &Env<'_>, id: ExprId, axis: usize, val: Val, size: i64, natural_k: bool| {
         let along_k = if contiguous(region, id, axis) { false } else { natural_k || contiguous(region, id, p) };
         let (inner, extent) = if along_k { (p, s.k) } else { (axis, &region.space[axis]) };
-        let lanes = if fours(region, id, inner, extent, p + 1) { 4 } else { 1 };
+        let lanes = if fours(env, id, inner, extent) { 4 } else { 1 };
         let tile = b.shared(s.acc, (2 * BK * (size + 4)) as u64);
         Side { id, axis, extent: val, size, along_k, lanes, tile }
     };
-    let lhs = side(&mut b, s.lhs, p - 2, m, 64 * rows, true);
-    let rhs = side(&mut b, s.rhs, p - 1, n, 64 * cols, false);
+    let lhs = side(&mut b, &env, s.lhs, p - 2, m, 64 * rows, true);
+    let rhs = side(&mut b, &env, s.rhs, p - 1, n, 64 * cols, false);
 
     // Tile of this block: rows fastest, then columns, then batches.
     let block = b.block_id(0);
@@ -274,7 +275,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
     kernel.bufs.iter_mut().filter(|x| x.space == Space::Global).for_each(|x| x.align = 16);
     let tiles = region.space[p - 2].ceil_div(&Dim::from(64 * rows)) * region.space[p - 1].ceil_div(&Dim::from(64 * cols));
     let grid = region.space[..p - 2].iter().fold(tiles, |t, d| t * d.clone());
-    Ok(Built { kernel, schedule: schedule.clone(), dims: env.dims, cpu: None, grid: Some([grid, Dim::one(), Dim::one()]), packs: vec![] })
+    Ok(Built { kernel, schedule: schedule.clone(), dims: env.dims, cpu: None, grid: Some([grid, Dim::one(), Dim::one()]), packs })
 }
 
 /// `ceil(x / by)` for `x >= 0`.

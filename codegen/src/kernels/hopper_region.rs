@@ -331,20 +331,8 @@ fn build_gemm(region: &Region, schedule: &Schedule, target: &Target, name: &str,
             one_by_one(b, &mut env, &slice, rows, cols);
             return None;
         }
-        let mut f = Fragments {
-            p,
-            acc: Some(slice.acc),
-            lanes: b.ty(slice.acc).lanes() as u16,
-            row: slice.row,
-            col: slice.col,
-            batch: &slice.batch,
-            rows,
-            cols,
-            width: region.space[p - 1].clone(),
-            known: HashMap::new(),
-            env: &mut env,
-        };
-        f.finish(b, tma.is_some())
+        let lanes = b.ty(slice.acc).lanes() as u16;
+        Fragments::new(&mut env, p, lanes, &slice, (rows, cols)).finish(b, tma.is_some())
     });
     let tile_rows = region.space[p - 2].ceil_div(&Dim::from(BM * tiles.cluster as i64));
     let tile_cols = region.space[p - 1].ceil_div(&Dim::from(tiles.bn as i64));
@@ -355,7 +343,7 @@ fn build_gemm(region: &Region, schedule: &Schedule, target: &Target, name: &str,
 }
 
 /// Coordinates of register `i` of this thread in a slice.
-fn one_by_one(b: &mut Builder, env: &mut Env<'_>, slice: &Slice, rows: Val, cols: Val) {
+pub(super) fn one_by_one(b: &mut Builder, env: &mut Env<'_>, slice: &Slice, rows: Val, cols: Val) {
     let like = b.ty(slice.acc).with(DType::I32);
     let (r, c) = (gives(b, H::AccRows, &[], &[], like), gives(b, H::AccCols, &[], &[], like));
     let (last_row, last_col) = (b.add_i(rows, -1), b.add_i(cols, -1));
@@ -381,7 +369,7 @@ fn one_by_one(b: &mut Builder, env: &mut Env<'_>, slice: &Slice, rows: Val, cols
 }
 
 /// Expressions over a fragment: rows are axis `p - 2`, columns axis `p - 1`.
-struct Fragments<'e, 'r> {
+pub(super) struct Fragments<'e, 'r> {
     env: &'e mut Env<'r>,
     p: usize,
     /// The heart's result.
@@ -421,9 +409,15 @@ fn pattern(d: &Dim, p: usize) -> Option<Pattern> {
     Some(Pattern { vary, row, base })
 }
 
-impl Fragments<'_, '_> {
+impl<'e, 'r> Fragments<'e, 'r> {
+    /// The epilogue of a slice of a matrix of this many rows and columns.
+    pub(super) fn new(env: &'e mut Env<'r>, p: usize, lanes: u16, slice: &'e Slice, (rows, cols): (Val, Val)) -> Fragments<'e, 'r> {
+        let width = env.region.space[p - 1].clone();
+        Fragments { env, p, acc: Some(slice.acc), lanes, row: slice.row, col: slice.col, batch: &slice.batch, rows, cols, width, known: HashMap::new() }
+    }
+
     /// Whether a region's outputs can be computed so.
-    fn can(region: &Region, p: usize) -> bool {
+    pub(super) fn can(region: &Region, p: usize) -> bool {
         let [out] = region.outputs.as_slice() else { return false };
         if !matches!(out.ty.dtype, DType::F16 | DType::BF16 | DType::F32) {
             return false;
@@ -534,7 +528,7 @@ impl Fragments<'_, '_> {
     }
 
     /// The output: handed to TMA, or stored here.
-    fn finish(&mut self, b: &mut Builder, tma: bool) -> Option<Val> {
+    pub(super) fn finish(&mut self, b: &mut Builder, tma: bool) -> Option<Val> {
         let out = self.env.region.outputs[0].clone();
         let v = self.value(b, out.expr);
         let ty = Ty::Frag(b.ty(v).dtype(), self.lanes);

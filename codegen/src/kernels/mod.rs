@@ -15,6 +15,9 @@ mod flat;
 pub mod fold;
 pub mod gemm_cpu;
 pub mod gemm_gpu;
+pub mod gemm_mma;
+#[cfg(test)]
+mod gemm_test;
 pub mod hopper_gemm;
 #[cfg(test)]
 mod hopper_interp_test;
@@ -23,6 +26,7 @@ pub mod hopper_samples;
 #[cfg(test)]
 mod hopper_test;
 pub(crate) mod hopper_words;
+mod implicit;
 mod micro;
 pub mod naive;
 pub mod nest;
@@ -196,6 +200,7 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     hopper_region::GEMM,
     hopper_region::FLASH,
+    gemm_mma::FAMILY,
     gemm_gpu::FAMILY,
     elementwise::FAMILY,
     reduce::FAMILY,

@@ -210,6 +210,17 @@ pub fn copy(from: &Region, out: &mut Region, id: ExprId, axes: &[Dim], guard: Op
     Copier { from, axes, guard, acc: None, done: HashMap::new() }.copy(out, id)
 }
 
+/// Copy the outputs of `from`, its axis `i` being `axes[i]`.
+pub fn outputs(from: &Region, out: &mut Region, axes: &[Dim]) {
+    let mut copier = Copier { from, axes, guard: None, acc: None, done: HashMap::new() };
+    for o in &from.outputs {
+        let mut o = o.clone();
+        o.expr = copier.copy(out, o.expr);
+        o.index = o.index.iter().map(|d| copier.dim(out, d)).collect();
+        out.outputs.push(o);
+    }
+}
+
 struct Copier<'a> {
     from: &'a Region,
     axes: &'a [Dim],

@@ -1,10 +1,14 @@
 //! Contractions on a GPU without matrix units: against the meaning of their regions, by the interpreter.
 use crate::common::Noise;
-use crate::common::regions::{Case, check, load_at, output, ty};
+use crate::common::regions::{Case, check, check_gpu, load_at, output, ty};
 use pavage_codegen::kernels::hopper_samples::{Tail, linear};
 use pavage_codegen::kernels::{ArgFacts, build};
 use pavage_codegen::targets::Target;
-use pavage_ir::{Binding, DType, Dim, Expr, Heart, Region};
+use pavage_codegen::tile::Kernel;
+use pavage_codegen::tile::interp::run_gpu;
+use pavage_codegen::tile::text::{assert_round_trip, parse};
+use pavage_ir::region_eval::eval_region;
+use pavage_ir::{Binding, DType, Dim, Expr, Heart, Region, Schedule, Tensor};
 
 fn bind(pairs: &[(&str, i64)]) -> Binding {
     Binding(pairs.iter().map(|(n, v)| ((*n).into(), *v)).collect())
@@ -51,7 +55,87 @@ fn contractions_are_right_in_every_type_and_shape() {
     let target = Target::parse("sm_80").expect("a known target");
     for case in &cases {
         let built = build(&case.region, &target, "k", &ArgFacts::default(), None).expect("builds");
-        assert_eq!(built.schedule.family, "gemm_gpu");
+        let half = case.region.args[0].dtype.bits() == 16;
+        assert_eq!(built.schedule.family, if half { "gemm_mma" } else { "gemm_gpu" });
     }
     check(&cases);
+}
+
+/// `[k, m] x [k, n]` when `turned`, else `[m, k] x [n, k]`.
+fn turned(dtype: DType, [m, n, k]: [i64; 3], turned: bool) -> Region {
+    let (m, n, k) = (Dim::from(m), Dim::from(n), Dim::from(k));
+    let mut r = Region::new("turned", vec![m.clone(), n.clone()]);
+    let order = |own: &Dim| if turned { [k.clone(), own.clone()] } else { [own.clone(), k.clone()] };
+    r.args = vec![ty(dtype, &order(&m)), ty(dtype, &order(&n))];
+    let at = |own: usize| if turned { vec![Dim::axis(2), Dim::axis(own)] } else { vec![Dim::axis(own), Dim::axis(2)] };
+    let (lhs, rhs) = (load_at(&mut r, 0, at(0), None), load_at(&mut r, 1, at(1), None));
+    r.heart = Heart::Contract { k, lhs, rhs, acc: DType::F32 };
+    let v = r.push(Expr::Acc(0), DType::F32);
+    output(&mut r, v);
+    r
+}
+
+#[test]
+fn matrix_units_multiply_operands_of_every_order_and_alignment() {
+    let mut noise = Noise(78);
+    let tiles: [[i64; 7]; 5] =
+        [[128, 256, 64, 64, 32, 4, 1], [128, 128, 64, 64, 32, 4, 2], [128, 64, 64, 32, 32, 4, 2], [64, 64, 32, 32, 32, 4, 3], [32, 64, 16, 32, 64, 4, 3]];
+    let mut cases = vec![];
+    for (i, tile) in tiles.iter().enumerate() {
+        let dtype = if i % 2 == 0 { DType::BF16 } else { DType::F16 };
+        let mut regions = vec![linear(dtype, dtype, 136, 72, Tail::BiasGeluAdd), turned(dtype, [200, 136, 104], i % 2 == 0)];
+        if i > 2 {
+            // Rows that are no multiples of 16 bytes are evaluated.
+            regions.extend([turned(dtype, [70, 66, 35], true), turned(dtype, [33, 70, 36], false), linear(dtype, DType::F32, 77, 50, Tail::BiasGelu)]);
+        }
+        for region in regions {
+            let mut case = Case::new(region, bind(&[("m", 150)]), &mut noise);
+            let keys = ["bm", "bn", "wm", "wn", "bk", "stages", "ctas"];
+            let knobs: Vec<(&str, i64)> = keys.into_iter().zip(*tile).collect();
+            case.schedule = Some(Schedule::new("gemm_mma", &knobs));
+            case.tolerance = 2e-2;
+            cases.push(case);
+        }
+    }
+    check_gpu(&cases, "sm_80");
+}
+
+#[test]
+fn copies_that_are_not_waited_for_are_caught() {
+    let region = turned(DType::F16, [64, 64, 256], false);
+    let mut case = Case::new(region, bind(&[]), &mut Noise(5));
+    case.tolerance = 2e-2;
+    let target = Target::parse("sm_80").expect("a known target");
+    let good = build(&case.region, &target, "k", &ArgFacts::default(), None).expect("builds").kernel;
+    let text = good.to_string();
+    assert_round_trip(&good);
+    run_on_gpu(&case, &good).expect("right as it is");
+    // The wait in the loop lets one group more be in flight; the copies begin a slot too early.
+    let late = text.replacen("cp_async_wait[pending=2]", "cp_async_wait[pending=3]", 2);
+    let late = parse(&late).expect("a kernel");
+    assert_ne!(late, good);
+    let e = run_on_gpu(&case, &late).expect_err("a wait that proves too little");
+    assert!(e.contains("NaN"), "{e}");
+    let open = parse(&text.replace("  cp_async_wait[pending=0]\n", "")).expect("a kernel");
+    let e = run_on_gpu(&case, &open).expect_err("no last wait");
+    assert!(e.contains("in flight when the kernel ends"), "{e}");
+}
+
+/// Whether `kernel` computes what the case's region means, on the grid that its own schedule would use.
+fn run_on_gpu(case: &Case, kernel: &Kernel) -> Result<(), String> {
+    let target = Target::parse("sm_80").expect("a known target");
+    let built = build(&case.region, &target, "k", &ArgFacts::default(), None).map_err(|e| e.to_string())?;
+    let grid = built.grid.expect("a grid").map(|d| d.as_const().expect("fixed sizes") as u32);
+    let want = eval_region(&case.region, &case.args, &case.binding, None)?;
+    let mut bufs: Vec<Vec<u8>> = case.args.iter().map(|t| t.bytes().to_vec()).collect();
+    bufs.push(vec![0xff; want[0].bytes().len()]);
+    run_gpu(kernel, &mut bufs, &[], grid, 3).map_err(|e| e.to_string())?;
+    let got = Tensor::new(want[0].dtype(), want[0].shape(), bufs.remove(2)).map_err(|e| e.to_string())?;
+    for i in 0..got.count() {
+        let (g, w) = (got.get(i).f(), want[0].get(i).f());
+        if g.is_nan() || (g - w).abs() > case.tolerance * w.abs().max(1.0) {
+            return Err(format!("element {i}: {g:?}, want {w}"));
+        }
+    }
+    Ok(())
 }

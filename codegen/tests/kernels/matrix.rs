@@ -5,6 +5,7 @@ use pavage_codegen::{
     kernels::{self, ArgFacts, Built},
     llvm::{Emit, MiddleEnd},
     targets::Target,
+    tile::{interp::run_gpu, text::assert_round_trip},
 };
 use pavage_ir::{
     Binding, DType, Dim, Expr, ExprId, Heart, Op, Region, Scalar, ScalarFn, Tensor, TensorType,
@@ -535,4 +536,73 @@ fn transposed_convolutions_without_overlap_are_products() {
         cases.push(Case { region: r, args, constant: vec![false, true], binding });
     }
     check(&cases, "gemm_cpu");
+}
+
+/// Check cases on a GPU, by the interpreter; each is of one of these families.
+fn check_gpu(cases: &[Case], families: &[&str]) {
+    let target = Target::parse("sm_80").unwrap();
+    let mut kernels = vec![];
+    for (i, case) in cases.iter().enumerate() {
+        let built = kernels::build(&case.region, &target, &format!("k{i}"), &case.facts(), None).unwrap_or_else(|e| panic!("{e}\n{}", case.region));
+        assert!(families.contains(&built.schedule.family.as_str()), "{}: {}", built.schedule, case.region);
+        assert_round_trip(&built.kernel);
+        let size = |d: &Dim| d.eval(&case.binding).unwrap_or_else(|| panic!("{d} has no value"));
+        let dims: Vec<i64> = built.dims.iter().map(size).collect();
+        let mut bufs: Vec<Vec<u8>> = case.args.iter().map(|t| t.bytes().to_vec()).collect();
+        for (i, pack) in &built.packs {
+            bufs[*i] = pack.apply(&case.args[*i]).bytes().to_vec();
+        }
+        for out in &case.region.outputs {
+            let n: i64 = out.ty.shape.iter().map(size).product();
+            bufs.push(vec![0xff; out.ty.dtype.bytes(n as usize)]);
+        }
+        let grid = built.grid.as_ref().unwrap().each_ref().map(|d| size(d) as u32);
+        run_gpu(&built.kernel, &mut bufs, &dims, grid, i as u64).unwrap_or_else(|e| panic!("{e}\n{}\n{}", case.region, built.kernel));
+        let want = eval_region(&case.region, &case.args, &case.binding, None).unwrap();
+        for (o, want) in want.iter().enumerate() {
+            let got = Tensor::new(want.dtype(), want.shape().to_vec(), bufs[case.args.len() + o].clone()).unwrap();
+            let half = case.region.args[1].dtype.bits() == 16;
+            for at in 0..want.count() {
+                let (g, w) = (got.get(at), want.get(at));
+                let tolerance = if half { 4e-3 } else { 3e-5 };
+                let near = if want.dtype().is_float() { (g.f() - w.f()).abs() <= tolerance * (1.0 + w.f().abs()) } else { g == w };
+                assert!(near, "{}: output {o} element {at} of {:?} is {g:?}, not {w:?}\n{}", built.schedule, want.shape(), case.region);
+            }
+        }
+        kernels.push(built.kernel);
+    }
+    compile::ptx(&kernels, &target).unwrap();
+}
+
+#[test]
+fn convolutions_run_as_products_on_a_gpu() {
+    let mut noise = Noise(43);
+    let mut cases = vec![];
+    for i in 0..24 {
+        let mut size = |from: u64, to: u64| (from + noise.bits() % (to - from + 1)) as usize;
+        let spatial = if i % 6 == 5 { 1 } else { 2 };
+        let groups = if i % 4 == 3 { 2 } else { 1 };
+        let mut list = |from: u64, to: u64| -> Vec<usize> { (0..spatial).map(|_| size(from, to)).collect() };
+        let (kernel, strides) = (list(1, 4), list(1, 2));
+        let dilations = if i % 5 == 4 { list(1, 3) } else { vec![1; spatial] };
+        let pads = [list(0, 2), list(0, 2)];
+        let sizes: Vec<usize> = (0..spatial).map(|a| (kernel[a] - 1) * dilations[a] + 1).zip(list(0, 6)).map(|(reach, more)| reach + more).collect();
+        let conv = Convolution {
+            n: 1 + i % 2,
+            size: sizes,
+            c: [3, 8, 16, 20][i % 4],
+            o: [16, 24, 33, 8][i / 2 % 4],
+            groups,
+            kernel,
+            strides,
+            dilations,
+            lo: pads[0].iter().map(|p| *p as i64).collect(),
+            hi: pads[1].iter().map(|p| *p as i64).collect(),
+            dtype: [DType::F32, DType::F16, DType::F16][i % 3],
+            fused: i / 3 % 4,
+            symbols: i % 5 == 1,
+        };
+        cases.push(conv.case(&mut noise));
+    }
+    check_gpu(&cases, &["gemm_mma", "gemm_gpu"]);
 }

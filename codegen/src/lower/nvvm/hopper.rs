@@ -29,7 +29,7 @@ fn structure(n: usize) -> String {
 
 impl<'k> Lower<'k> {
     pub(super) fn hopper(&mut self, w: &'k H, s: &'k Stmt) -> Lowered {
-        let everywhere = matches!(w, H::Ex2 | H::Rcp);
+        let everywhere = matches!(w, H::Ex2 | H::Rcp | H::AccRows | H::AccCols | H::AccLoad { .. } | H::AccStore { .. });
         if !self.hopper && !everywhere {
             return self.unsupported(s.op.name(), "it needs sm_90a");
         }

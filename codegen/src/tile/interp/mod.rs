@@ -7,6 +7,7 @@
 //! touching the same shared byte between barriers when one of them writes.
 //!
 //! Device words go through [`Machine::word`]: they see values, memory and the blocks of the cluster, and may wait.
+mod ampere;
 mod exec;
 mod flat;
 mod memory;
@@ -256,7 +257,7 @@ impl<'k> Machine<'k> {
     /// Run a device word.
     fn word(&mut self, agent: usize, stmt: &Stmt) -> Result<Progress, String> {
         match &stmt.op {
-            Op::Mma(w) => words::mma(self, agent, w, stmt),
+            Op::Mma(w) => ampere::run(self, agent, w, stmt),
             Op::Hopper(w) => words::hopper(self, agent, w, stmt),
             _ => Err("is no device word".to_owned()),
         }

@@ -9,7 +9,6 @@ use super::{Data, GROUP, Machine, Progress};
 use crate::tile::{
     Buf, Space, Stmt,
     hopper::{HopperWord as H, Major, Vary, acc_col, acc_row},
-    mma::MmaWord,
 };
 use pavage_ir::{DType, Dim, Scalar, dim::Atom};
 use std::collections::BTreeMap;
@@ -88,17 +87,11 @@ pub(super) struct State {
     agents: BTreeMap<usize, Pending>,
     results: BTreeMap<u64, Data>,
     next_token: u64,
+    pub(super) copies: BTreeMap<usize, super::ampere::Copies>,
 }
 
 /// NaN of a product in flight: the low bits name it.
 const TOKEN: u64 = 0x7ffc_0000_0000_0000;
-
-/// Run an Ampere word. Asynchronous copies are done when they are issued, so there is nothing to wait for.
-pub(super) fn mma(_machine: &mut Machine<'_>, _agent: usize, word: &MmaWord, _stmt: &Stmt) -> Result<Progress, String> {
-    match word {
-        MmaWord::CpAsyncCommit | MmaWord::CpAsyncWait { .. } => Ok(Progress::Done),
-    }
-}
 
 /// Which block of a word with blocks an agent takes: the role of its warpgroup.
 pub(super) fn choose(machine: &mut Machine<'_>, agent: usize, stmt: &Stmt) -> Result<usize, String> {
@@ -461,6 +454,9 @@ impl Machine<'_> {
     pub(super) fn all_done(&self) -> Result<(), String> {
         if !self.words.loads.is_empty() {
             return Err("loads are in flight when the kernel ends".to_owned());
+        }
+        if self.copies_pending() {
+            return Err("asynchronous copies are in flight when the kernel ends".to_owned());
         }
         match self.words.agents.values().find(|p| !p.stores.is_empty() || !p.products.is_empty()) {
             Some(p) => Err(format!("{} stores and {} products are in flight when the kernel ends", p.stores.len(), p.products.len())),

@@ -72,7 +72,12 @@ pub(crate) fn check_cpu(cases: &[Case]) {
 /// As [`check_cpu`], and on a GPU: every kernel becomes PTX, and is run by the interpreter.
 pub(crate) fn check(cases: &[Case]) {
     check_cpu(cases);
-    let target = Target::parse("sm_80").expect("a known target");
+    check_gpu(cases, "sm_80");
+}
+
+/// Every kernel becomes PTX for this architecture, and is run by the interpreter.
+pub(crate) fn check_gpu(cases: &[Case], arch: &str) {
+    let target = Target::parse(arch).expect("a known target");
     let built: Vec<Built> = cases.iter().enumerate().map(|(i, c)| c.build(&target, &format!("k{i}"))).collect();
     let kernels: Vec<Kernel> = built.iter().map(|b| b.kernel.clone()).collect();
     for (i, (case, built)) in cases.iter().zip(&built).enumerate() {

@@ -1,0 +1,72 @@
+//! Contractions and convolutions for any GPU, to machine code.
+use super::hopper_samples::{Tail, linear};
+use super::{ArgFacts, FAMILIES, build};
+use crate::lower::nvvm::assembler::assemble;
+use crate::targets::Target;
+use pavage_ir::attr::Layout;
+use pavage_ir::region::{RegionOutput, Window};
+use pavage_ir::{DType, Dim, Expr, Heart, Region, Scalar, ScalarFn, Tensor, TensorType};
+
+/// A channels-last 3 x 3 convolution of `n` images with a ReLU.
+fn convolution(dtype: DType, size: i64, c: i64, o: i64) -> (Region, ArgFacts) {
+    let (n, size, c) = (Dim::sym("n"), Dim::from(size), Dim::from(c));
+    let space = vec![n.clone(), size.clone(), size.clone(), Dim::from(o)];
+    let (input, weights) = (vec![n, size.clone(), size, c.clone()], vec![Dim::from(o), c, Dim::from(3i64), Dim::from(3i64)]);
+    let mut r = Region::new("conv", space.clone());
+    r.args = vec![TensorType { dtype, shape: input.clone() }, TensorType { dtype, shape: weights.clone() }];
+    let index: Vec<Dim> = (0..4).map(Dim::axis).collect();
+    let x = r.push(Expr::Load { arg: 0, index: index.clone(), guard: None }, dtype);
+    let w = r.push(Expr::Load { arg: 1, index: index.clone(), guard: None }, dtype);
+    let window = Window { strides: vec![1, 1], dilations: vec![1, 1], lo: vec![1, 1], hi: vec![1, 1], layout: Layout::ChannelsLast };
+    let shape: Vec<usize> = weights.iter().filter_map(Dim::as_const).map(|d| d as usize).collect();
+    let count: usize = shape.iter().product();
+    let constant = Tensor::from_scalars(dtype, shape, (0..count).map(|i| Scalar::F((i % 17) as f64 / 8.0 - 1.0)));
+    r.heart = Heart::Conv { window, groups: 1, x, input, w, weights, acc: DType::F32 };
+    let acc = r.push(Expr::Acc(0), DType::F32);
+    let zero = r.constant(Scalar::F(0.0), DType::F32);
+    let v = r.push(Expr::Call(ScalarFn::Max, vec![acc, zero]), DType::F32);
+    let expr = if dtype == DType::F32 { v } else { r.push(Expr::Cast(v), dtype) };
+    r.outputs.push(RegionOutput { ty: TensorType { dtype, shape: space }, expr, index });
+    (r, ArgFacts { constants: vec![None, Some(constant)] })
+}
+
+#[test]
+fn products_on_matrix_units_assemble_without_spills() {
+    for arch in ["sm_80", "sm_90a"] {
+        let target = Target::parse(arch).expect("a target");
+        let family = FAMILIES.iter().find(|f| f.name == "gemm_mma").expect("the family");
+        let mut kernels = vec![];
+        for (i, (n, k, tail)) in [(3072, 768, Tail::None), (770, 776, Tail::BiasGeluAdd), (768, 768, Tail::BiasGelu)].into_iter().enumerate() {
+            let dtype = if i == 1 { DType::BF16 } else { DType::F16 };
+            let r = linear(dtype, dtype, n, k, tail);
+            let schedules = (family.schedules)(&r, &target, &ArgFacts::default());
+            assert!(schedules.len() >= 4, "{schedules:?}");
+            for (j, schedule) in schedules.iter().enumerate() {
+                // Rows of 770 elements are evaluated: for the smaller tiles.
+                if n == 770 && schedule.knob("bn", 0) > 64 {
+                    continue;
+                }
+                kernels.push((family.build)(&r, schedule, &target, &format!("mma_{i}_{j}"), &ArgFacts::default()).expect("builds").kernel);
+            }
+        }
+        assemble(&kernels, arch);
+    }
+}
+
+#[test]
+fn convolutions_assemble_without_spills() {
+    for arch in ["sm_80", "sm_90a"] {
+        let target = Target::parse(arch).expect("a target");
+        let mut kernels = vec![];
+        for (i, (dtype, size, c, o)) in
+            [(DType::F16, 56, 64, 64), (DType::F16, 14, 256, 256), (DType::F32, 56, 64, 64), (DType::F32, 112, 3, 32)].into_iter().enumerate()
+        {
+            let (r, facts) = convolution(dtype, size, c, o);
+            let built = build(&r, &target, &format!("conv_{i}"), &facts, None).expect("builds");
+            assert_eq!(built.schedule.family, if dtype == DType::F16 { "gemm_mma" } else { "gemm_gpu" });
+            assert_eq!(built.packs.len(), 1, "weights are laid out for the kernel");
+            kernels.push(built.kernel);
+        }
+        assemble(&kernels, arch);
+    }
+}
