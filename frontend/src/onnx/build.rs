@@ -214,6 +214,8 @@ impl Builder {
                 Some(t.to_i64().into_iter().map(Dim::from).collect())
             }
             Known::Dims(dims) => Some(dims.clone()),
+            // No element: nothing to be known.
+            Known::Nothing if self.dtype(v).is_int() && self.ty(v).count().is(0) && self.ty(v).const_shape().is_some() => Some(vec![]),
             _ => None,
         }
     }
@@ -485,15 +487,39 @@ impl Builder {
         }
         let mut full = vec![Dim::one(); shape.len() - own.len()];
         full.extend(own);
-        for (mine, theirs) in full.iter_mut().zip(shape) {
-            if *mine != *theirs && !mine.is(1) {
-                // Equal by assumption, or an error now.
-                self.same_extent(mine, theirs)?;
-                *mine = theirs.clone();
+        let mut repeated = vec![];
+        for (axis, (mine, theirs)) in full.iter_mut().zip(shape).enumerate() {
+            if *mine == *theirs || mine.is(1) {
+                continue;
             }
+            if self.by_data(mine) {
+                repeated.push(axis);
+                continue;
+            }
+            // Equal by assumption, or an error now.
+            self.same_extent(mine, theirs)?;
+            *mine = theirs.clone();
         }
-        let v = self.reshape(v, full)?;
+        let mut v = self.reshape(v, full.clone())?;
+        for axis in repeated {
+            // Data decides whether this extent is 1: then the one element is read everywhere.
+            let extent = self.known_dims(DType::I64, &[], vec![full[axis].clone()]);
+            let single = self.with_number(ScalarFn::Eq, extent, 1.0)?;
+            let single = self.broadcast_to(single, &shape[axis..=axis])?;
+            let at = self.emit(Op::Iota { dtype: DType::I64, shape: vec![shape[axis].clone()], axis: 0 }, &[])?;
+            let zero = self.scalar(DType::I64, 0.0);
+            let zero = self.broadcast_to(zero, &shape[axis..=axis])?;
+            let at = self.map(ScalarFn::Select, &[single, zero, at])?;
+            v = self.emit(Op::Gather { axis }, &[v, at])?;
+            let (one, wide) = (full[axis].clone() - Dim::one(), full[axis].clone() - shape[axis].clone());
+            self.must_be_equal(one * wide, Dim::ZERO);
+        }
         self.emit(Op::Broadcast { shape: shape.to_vec() }, &[v])
+    }
+
+    /// Whether data decides an extent, rather than the model's inputs by their shapes.
+    fn by_data(&self, d: &Dim) -> bool {
+        d.symbols().iter().any(|s| !self.input_symbols.contains(s.name.as_ref()))
     }
 
     /// The common shape of operands under the multidirectional rule.
@@ -505,11 +531,26 @@ impl Builder {
                 if at.is(1) {
                     *at = dim.clone();
                 } else if !dim.is(1) && at != dim {
-                    *at = self.same_extent(at, dim)?;
+                    *at = match (self.by_data(at), self.by_data(dim)) {
+                        (false, false) => self.same_extent(at, dim)?,
+                        (false, true) => at.clone(),
+                        (true, false) => dim.clone(),
+                        (true, true) => self.wider(at, dim)?,
+                    };
                 }
             }
         }
         Ok(out)
+    }
+
+    /// The extent that two broadcast to where data decides both.
+    fn wider(&mut self, a: &Dim, b: &Dim) -> Res<Dim> {
+        let both = self.known_dims(DType::I64, &[2], vec![a.clone(), b.clone()]);
+        let (a, b) = (self.slice_axis(both, 0, Dim::ZERO, Dim::one())?, self.slice_axis(both, 0, Dim::one(), Dim::one())?);
+        let one = self.ints(&[1]);
+        let single = self.map(ScalarFn::Eq, &[a, one])?;
+        let wide = self.map(ScalarFn::Select, &[single, b, a])?;
+        self.size(wide, "common")
     }
 
     /// All operands at their common shape.

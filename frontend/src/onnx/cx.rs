@@ -5,7 +5,7 @@ use super::{
     tensors::Unread,
 };
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
-use pavage_ir::{DType, Tensor};
+use pavage_ir::{DType, Dim, Tensor};
 use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
@@ -168,6 +168,16 @@ impl<'m> Cx<'_, 'm> {
             return invalid(format!("axes {axes:?} name one twice"));
         }
         Ok(out)
+    }
+
+    /// The integers of an operand, where they are known.
+    pub(crate) fn known_ints(&self, i: usize) -> Option<Vec<i64>> {
+        self.opt(i).and_then(|v| self.dims(v))?.iter().map(Dim::as_const).collect()
+    }
+
+    /// Operand `i`, if it is given and its integers are computed from data.
+    pub(crate) fn data(&self, i: usize) -> Option<Val> {
+        self.opt(i).filter(|_| self.known_ints(i).is_none())
     }
 
     /// The integers of an operand that must be constant.

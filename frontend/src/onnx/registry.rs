@@ -174,6 +174,7 @@ const ROWS: &[Row] = &[
     row("Slice", &[1, 10, 11, 13], view::slice),
     row("Pad", &[2, 11, 13, 18, 19, 21, 23, 24, 25], view::pad),
     row("Tile", &[6, 13], view::tile),
+    row("CenterCropPad", &[18], view::center_crop_pad),
     row("DepthToSpace", &[1, 11, 13, 28], view::depth_to_space),
     row("SpaceToDepth", &[1, 13, 28], view::space_to_depth),
     // Sizes and tensors made from sizes.

@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod control;
 pub(crate) mod conv;
 pub(crate) mod det;
+pub(crate) mod dynamic;
 pub(crate) mod einsum;
 pub(crate) mod gather;
 pub(crate) mod linear;

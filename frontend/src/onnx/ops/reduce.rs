@@ -1,4 +1,5 @@
 //! Reductions, arg-reductions and running sums.
+use super::dynamic;
 use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
@@ -47,6 +48,10 @@ pub(crate) fn convert(cx: &mut Cx, kind: Kind) -> Res<Vec<Val>> {
     let rank = cx.rank(x);
     // Axes became an operand: of sums in operator set 13, of the others in 18.
     let as_operand = cx.since >= if kind == Kind::Plain(ReduceFn::Sum) { 13 } else { 18 };
+    if let Some(axes) = cx.data(1).filter(|_| as_operand) {
+        let (keep, name) = (cx.flag("keepdims", true)?, cx.name.clone());
+        return Ok(vec![dynamic::reduce(cx, x, axes, keep, &name, &mut |b, x, axes| over(b, kind, x, axes))?]);
+    }
     let given = if as_operand { cx.const_ints(1, "reduction axes")? } else { cx.ints_opt("axes")?.map(<[i64]>::to_vec) };
     let given = given.unwrap_or_default();
     let axes = match given.is_empty() {
@@ -54,15 +59,18 @@ pub(crate) fn convert(cx: &mut Cx, kind: Kind) -> Res<Vec<Val>> {
         true => (0..rank).collect(),
         false => cx.axes(&given, rank)?,
     };
-    let dtype = cx.dtype(x);
-    let out = if dtype == DType::Bool {
-        let wide = cx.cast(x, DType::U8)?;
-        let out = apply(cx, kind, wide, &axes)?;
-        cx.cast(out, DType::Bool)?
-    } else {
-        apply(cx, kind, x, &axes)?
-    };
+    let out = over(cx, kind, x, &axes)?;
     Ok(vec![if cx.flag("keepdims", true)? { out } else { drop_axes(cx, out, &axes)? }])
+}
+
+/// [`apply`] to any element type: bools are combined as small integers.
+fn over(b: &mut Builder, kind: Kind, x: Val, axes: &[usize]) -> Res<Val> {
+    if b.dtype(x) != DType::Bool {
+        return apply(b, kind, x, axes);
+    }
+    let wide = b.cast(x, DType::U8)?;
+    let out = apply(b, kind, wide, axes)?;
+    b.cast(out, DType::Bool)
 }
 
 fn apply(b: &mut Builder, kind: Kind, x: Val, axes: &[usize]) -> Res<Val> {
@@ -123,21 +131,40 @@ pub(crate) fn arg(cx: &mut Cx, f: ReduceFn) -> Res<Vec<Val>> {
 
 pub(crate) fn cumulative(cx: &mut Cx, f: ReduceFn) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
-    let axis = match cx.const_ints(1, "axes of running sums")?.as_deref() {
+    let (exclusive, reverse) = (cx.flag("exclusive", false)?, cx.flag("reverse", false)?);
+    let op = |axis| Op::Cumulative { f, axis, exclusive, reverse };
+    if let Some(axis) = cx.data(1) {
+        let name = cx.name.clone();
+        return Ok(vec![dynamic::cumulative(cx, x, axis, &name, &op)?]);
+    }
+    let axis = match cx.known_ints(1).as_deref() {
         Some([axis]) => cx.axis(*axis, cx.rank(x))?,
         _ => return invalid("the axis operand is one integer"),
     };
-    let op = Op::Cumulative { f, axis, exclusive: cx.flag("exclusive", false)?, reverse: cx.flag("reverse", false)? };
-    Ok(vec![cx.emit(op, &[x])?])
+    Ok(vec![cx.emit(op(axis), &[x])?])
 }
 
 pub(crate) fn top_k(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     let axis = cx.axis(cx.int("axis", -1)?, cx.rank(x))?;
     let largest = cx.flag("largest", true)?;
-    let k = if cx.since < 10 { Dim::from(cx.int("k", 1)?) } else { cx.arg(1).and_then(|k| cx.size(k, "k"))? };
+    let k = if cx.since < 10 { Dim::from(cx.int("k", 1)?) } else { count(cx, x, axis)? };
     if cx.dtype(x) == DType::Bool {
         return missing("TopK of bools");
     }
     cx.emit_all(Op::TopK { axis, k, largest }, &[x], vec![])
+}
+
+/// How many elements `TopK` gives; what data decides is held against the extent when run.
+fn count(cx: &mut Cx, x: Val, axis: usize) -> Res<Dim> {
+    let (k, name) = (cx.arg(1)?, cx.name.clone());
+    if cx.dims(k).is_some() {
+        return cx.size(k, &name);
+    }
+    let k = cx.cast(k, DType::I64)?;
+    let k = cx.reshape(k, vec![])?;
+    let extent = cx.shape(x)[axis].clone();
+    let extent = cx.known_dims(DType::I64, &[], vec![extent]);
+    let fits = cx.map(ScalarFn::Le, &[k, extent])?;
+    dynamic::bind_one(cx, k, fits, &name)
 }

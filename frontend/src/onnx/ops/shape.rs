@@ -1,6 +1,6 @@
 //! Sizes as data, and tensors made from sizes.
 use crate::onnx::{
-    build::{Res, Val, invalid, missing},
+    build::{DIMS_LIMIT, Res, Val, invalid, missing},
     cx::Cx,
 };
 use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn, Tensor};
@@ -89,6 +89,12 @@ pub(crate) fn range(cx: &mut Cx) -> Res<Vec<Val>> {
             _ => None,
         },
     };
+    if let (Some(n), [Some(a), _, Some(d)]) = (count.as_ref().and_then(Dim::as_const), [start, limit, delta].map(|v| cx.tensor(v).map(|t| t.get(0))))
+        && n <= DIMS_LIMIT as i64
+        && dtype.is_int()
+    {
+        return Ok(vec![cx.constant(Tensor::from_scalars(dtype, [n as usize], (0..n).map(|i| Scalar::I(a.i() + i128::from(i) * d.i()))))]);
+    }
     let count = match count {
         Some(n) => n,
         None => {

@@ -1,10 +1,14 @@
 //! Views and copies: reshapes, slices, padding, concatenation.
+use super::dynamic;
 use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
     symbolic::capped,
 };
-use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn, Tensor, attr::PadMode};
+use pavage_ir::{
+    DType, Dim, Op, Scalar, ScalarFn, Tensor,
+    attr::{PadMode, ReduceFn},
+};
 
 pub(crate) fn identity(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![cx.arg(0)?])
@@ -88,8 +92,11 @@ fn resolve_reshape(b: &mut Builder, from: &[Dim], target: &[Dim], keep_zero: boo
 
 pub(crate) fn reshape(cx: &mut Cx) -> Res<Vec<Val>> {
     let (x, target) = (cx.arg(0)?, cx.arg(1)?);
-    let Some(target) = cx.dims(target) else { return missing("Reshape to a shape that is computed from data") };
     let (from, keep_zero) = (cx.shape(x), cx.flag("allowzero", false)?);
+    let Some(target) = cx.dims(target) else {
+        let name = cx.name.clone();
+        return Ok(vec![dynamic::reshape(cx, x, target, keep_zero, &name)?]);
+    };
     let shape = resolve_reshape(cx, &from, &target, keep_zero)?;
     Ok(vec![cx.reshape(x, shape)?])
 }
@@ -111,6 +118,10 @@ fn axes_of(cx: &Cx) -> Res<Option<Vec<i64>>> {
 pub(crate) fn squeeze(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     let shape = cx.shape(x);
+    if let Some(axes) = cx.data(1).filter(|_| cx.since >= 13) {
+        let name = cx.name.clone();
+        return Ok(vec![dynamic::squeeze(cx, x, axes, &name)?]);
+    }
     let axes = match axes_of(cx)? {
         Some(axes) => cx.axes(&axes, shape.len())?,
         None => (0..shape.len()).filter(|i| shape[*i].is(1)).collect(),
@@ -123,6 +134,10 @@ pub(crate) fn squeeze(cx: &mut Cx) -> Res<Vec<Val>> {
 
 pub(crate) fn unsqueeze(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
+    if let Some(axes) = cx.data(1).filter(|_| cx.since >= 13) {
+        let name = cx.name.clone();
+        return Ok(vec![dynamic::unsqueeze(cx, x, axes, &name)?]);
+    }
     let Some(axes) = axes_of(cx)? else { return invalid("axes are missing") };
     let mut shape = cx.shape(x);
     for axis in cx.axes(&axes, shape.len() + axes.len())? {
@@ -148,8 +163,10 @@ pub(crate) fn transpose(cx: &mut Cx) -> Res<Vec<Val>> {
 
 pub(crate) fn expand(cx: &mut Cx) -> Res<Vec<Val>> {
     let (x, target) = (cx.arg(0)?, cx.arg(1)?);
-    let name = cx.name.clone();
-    let target = cx.sizes(target, &name)?;
+    let Some(target) = cx.dims(target) else {
+        let name = cx.name.clone();
+        return Ok(vec![dynamic::expand(cx, x, target, &name)?]);
+    };
     let own = cx.shape(x);
     let shape = cx.common_shape(&[own, target])?;
     Ok(vec![cx.broadcast_to(x, &shape)?])
@@ -198,10 +215,10 @@ pub(crate) fn split(cx: &mut Cx) -> Res<Vec<Val>> {
         cx.ints_opt("split")?.map(|s| s.iter().map(|v| Dim::from(*v)).collect())
     } else {
         match cx.opt(1) {
-            Some(v) => {
-                let name = cx.name.clone();
-                Some(cx.sizes(v, &name)?)
-            }
+            Some(v) => match cx.dims(v) {
+                Some(sizes) => Some(sizes),
+                None => return split_by(cx, x, axis, v),
+            },
             None => None,
         }
     };
@@ -224,13 +241,32 @@ pub(crate) fn split(cx: &mut Cx) -> Res<Vec<Val>> {
     }
     let total: Dim = sizes.iter().cloned().sum();
     cx.same_extent(&extent, &total)?;
+    parts(cx, x, axis, sizes)
+}
+
+/// `x` cut into parts of these sizes.
+fn parts(b: &mut Builder, x: Val, axis: usize, sizes: Vec<Dim>) -> Res<Vec<Val>> {
     let mut start = Dim::ZERO;
     let mut out = vec![];
     for size in sizes {
-        out.push(cx.slice_axis(x, axis, start.clone(), size.clone())?);
+        out.push(b.slice_axis(x, axis, start.clone(), size.clone())?);
         start = start + size;
     }
     Ok(out)
+}
+
+/// `x` cut into parts whose sizes data decides; together they are all of it.
+fn split_by(cx: &mut Cx, x: Val, axis: usize, sizes: Val) -> Res<Vec<Val>> {
+    if dynamic::length(cx, sizes, "part sizes")? != cx.node.output.len() {
+        return invalid(format!("{} outputs and sizes {}", cx.node.output.len(), cx.ty(sizes)));
+    }
+    let (sizes, name) = (dynamic::vector(cx, sizes)?, cx.name.clone());
+    let total = dynamic::combine(cx, ReduceFn::Sum, sizes, 0)?;
+    let extent = cx.shape(x)[axis].clone();
+    let extent = cx.known_dims(DType::I64, &[], vec![extent]);
+    let all = cx.map(ScalarFn::Eq, &[total, extent])?;
+    let sizes = dynamic::bind(cx, sizes, all, &name)?;
+    parts(cx, x, axis, sizes)
 }
 
 /// `d` counted from the end where negative.
@@ -276,6 +312,11 @@ pub(crate) fn slice(cx: &mut Cx) -> Res<Vec<Val>> {
         (Bounds::Known(list(starts)), Bounds::Known(list(ends)), cx.ints_opt("axes")?.map(<[i64]>::to_vec), None)
     } else {
         let (starts, ends) = (cx.arg(1)?, cx.arg(2)?);
+        let back = cx.known_ints(4).is_some_and(|steps| steps.iter().any(|s| *s < 0)) && (cx.dims(starts).is_none() || cx.dims(ends).is_none());
+        if back || cx.data(3).is_some() || cx.data(4).is_some() {
+            let (axes, steps, name) = (cx.opt(3), cx.opt(4), cx.name.clone());
+            return Ok(vec![dynamic::slice(cx, x, [starts, ends], axes, steps, &name)?]);
+        }
         (bounds(cx, starts)?, bounds(cx, ends)?, cx.const_ints(3, "slice axes")?, cx.const_ints(4, "slice steps")?)
     };
     let n = starts.count();
@@ -290,9 +331,6 @@ pub(crate) fn slice(cx: &mut Cx) -> Res<Vec<Val>> {
         let step = steps_given[i].clamp(-FAR, FAR);
         if step == 0 {
             return invalid("a step of 0");
-        }
-        if step < 0 && !(matches!(starts, Bounds::Known(_)) && matches!(ends, Bounds::Known(_))) {
-            return missing("a slice backwards whose bounds are computed from data");
         }
         let (start, end) = (starts.at(cx, i, &shape[axis])?, ends.at(cx, i, &shape[axis])?);
         (first[axis], sizes[axis]) = range_of(&start, &end, step, &shape[axis]);
@@ -350,11 +388,25 @@ pub(crate) fn pad(cx: &mut Cx) -> Res<Vec<Val>> {
     let (rank, dtype) = (cx.rank(x), cx.dtype(x));
     let (pads, value) = if cx.since < 11 {
         let Some(pads) = cx.ints_opt("pads")? else { return invalid("pads are missing") };
-        let value = cx.float("value", 0.0)?;
-        (pads.iter().map(|v| Dim::from(*v)).collect(), Some(cx.scalar(dtype, value)))
+        let (pads, value) = (cx.ints(pads), cx.float("value", 0.0)?);
+        (pads, Some(cx.scalar(dtype, value)))
     } else {
-        let (pads, name) = (cx.arg(1)?, cx.name.clone());
-        (cx.sizes(pads, &name)?, cx.opt(2))
+        (cx.arg(1)?, cx.opt(2))
+    };
+    let mode = match cx.text("mode", "constant")?.as_str() {
+        "constant" => PadMode::Constant,
+        "edge" => PadMode::Edge,
+        "reflect" => PadMode::Reflect,
+        "wrap" => PadMode::Wrap,
+        other => return invalid(format!("mode `{other}`")),
+    };
+    let value = match value {
+        Some(v) => cx.reshape(v, vec![])?,
+        None if dtype == DType::Bool => cx.constant(Tensor::scalar(DType::Bool, Scalar::B(false))),
+        None => cx.scalar(dtype, 0.0),
+    };
+    let Some(pads) = cx.dims(pads).filter(|_| cx.data(3).is_none()) else {
+        return Ok(vec![pad_by(cx, x, pads, mode, value)?]);
     };
     let axes: Vec<usize> = match cx.const_ints(3, "pad axes")? {
         Some(axes) => axes.iter().map(|a| cx.axis(*a, rank)).collect::<Res<_>>()?,
@@ -369,22 +421,57 @@ pub(crate) fn pad(cx: &mut Cx) -> Res<Vec<Val>> {
         lo[axis] = pads[i].clone();
         hi[axis] = pads[n + i].clone();
     }
-    let mode = match cx.text("mode", "constant")?.as_str() {
-        "constant" => PadMode::Constant,
-        "edge" => PadMode::Edge,
-        "reflect" => PadMode::Reflect,
-        "wrap" => PadMode::Wrap,
-        other => return invalid(format!("mode `{other}`")),
-    };
     if lo.iter().chain(&hi).all(|d| d.is(0)) {
         return Ok(vec![x]);
     }
-    let value = match value {
-        Some(v) => cx.reshape(v, vec![])?,
-        None if dtype == DType::Bool => cx.constant(Tensor::scalar(DType::Bool, Scalar::B(false))),
-        None => cx.scalar(dtype, 0.0),
-    };
     Ok(vec![cx.emit(Op::Pad { lo, hi, mode }, &[x, value])?])
+}
+
+/// Padding by amounts, and perhaps along axes, that data decides.
+fn pad_by(cx: &mut Cx, x: Val, pads: Val, mode: PadMode, value: Val) -> Res<Val> {
+    let (rank, name, zero) = (cx.rank(x), cx.name.clone(), cx.scalar(DType::I64, 0.0));
+    let count = dynamic::length(cx, pads, "pads")?;
+    let pads = dynamic::vector(cx, pads)?;
+    let half = Dim::from(count / 2);
+    let amounts = [cx.slice_axis(pads, 0, Dim::ZERO, half.clone())?, cx.slice_axis(pads, 0, half.clone(), half)?];
+    if let Some(axes) = cx.data(3) {
+        let axes = dynamic::Axes::new(cx, axes, rank)?;
+        let amounts = [axes.spread(cx, amounts[0], zero)?, axes.spread(cx, amounts[1], zero)?];
+        let all: Vec<usize> = (0..rank).collect();
+        return dynamic::pad(cx, x, amounts, &all, axes.valid, mode, value, &name);
+    }
+    let axes: Vec<usize> = match cx.known_ints(3) {
+        Some(axes) => axes.iter().map(|a| cx.axis(*a, rank)).collect::<Res<_>>()?,
+        None => (0..rank).collect(),
+    };
+    if count != 2 * axes.len() {
+        return invalid(format!("{count} pads for {} axes", axes.len()));
+    }
+    let valid = cx.constant(Tensor::scalar(DType::Bool, Scalar::B(true)));
+    dynamic::pad(cx, x, amounts, &axes, valid, mode, value, &name)
+}
+
+/// Crop or pad axes around their middle.
+pub(crate) fn center_crop_pad(cx: &mut Cx) -> Res<Vec<Val>> {
+    let (x, target) = (cx.arg(0)?, cx.arg(1)?);
+    let (rank, dtype, name) = (cx.rank(x), cx.dtype(x), cx.name.clone());
+    let axes: Vec<usize> = match cx.ints_opt("axes")? {
+        Some(axes) => axes.iter().map(|a| cx.axis(*a, rank)).collect::<Res<_>>()?,
+        None => (0..rank).collect(),
+    };
+    if dynamic::length(cx, target, "target extents")? != axes.len() {
+        return invalid(format!("target {} for {} axes", cx.ty(target), axes.len()));
+    }
+    let target = dynamic::vector(cx, target)?;
+    let shape = cx.shape(x);
+    let own: Vec<Dim> = axes.iter().map(|a| shape[*a].clone()).collect();
+    let own = dynamic::sizes(cx, &own);
+    let more = cx.map(ScalarFn::Sub, &[target, own])?;
+    let lo = cx.with_number(ScalarFn::Div, more, 2.0)?;
+    let hi = cx.map(ScalarFn::Sub, &[more, lo])?;
+    let value = if dtype == DType::Bool { cx.constant(Tensor::scalar(dtype, Scalar::B(false))) } else { cx.scalar(dtype, 0.0) };
+    let valid = cx.constant(Tensor::scalar(DType::Bool, Scalar::B(true)));
+    Ok(vec![dynamic::pad(cx, x, [lo, hi], &axes, valid, PadMode::Constant, value, &name)?])
 }
 
 pub(crate) fn tile(cx: &mut Cx) -> Res<Vec<Val>> {
