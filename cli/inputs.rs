@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 /// What the verbs that run something take as inputs.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     /// Single inputs: NAME=@FILE.npy, or NAME=1,2,3. `bench` takes random ones when none are given.
     #[arg(value_name = "NAME=VALUE")]
