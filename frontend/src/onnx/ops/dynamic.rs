@@ -194,6 +194,14 @@ impl Axes {
 /// The elements of `x` on a grid: along each axis of the result positions (a vector) and what one of them is worth in
 /// elements of `x`.
 fn gather_grid(b: &mut Builder, x: Val, grid: &[(Val, Dim)]) -> Res<Val> {
+    let at = linear(b, grid)?;
+    let n = b.ty(x).count();
+    let flat = b.reshape(x, vec![n])?;
+    b.emit(Op::Gather { axis: 0 }, &[flat, at])
+}
+
+/// Row-major positions of a grid's elements.
+fn linear(b: &mut Builder, grid: &[(Val, Dim)]) -> Res<Val> {
     let rank = grid.len();
     let mut linear: Option<Val> = None;
     for (axis, (at, stride)) in grid.iter().enumerate() {
@@ -207,14 +215,14 @@ fn gather_grid(b: &mut Builder, x: Val, grid: &[(Val, Dim)]) -> Res<Val> {
             None => at,
         });
     }
-    let Some(linear) = linear else { return Ok(x) };
-    let n = b.ty(x).count();
-    let flat = b.reshape(x, vec![n])?;
-    b.emit(Op::Gather { axis: 0 }, &[flat, linear])
+    Ok(linear.unwrap_or_else(|| b.scalar(DType::I64, 0.0)))
 }
 
+/// A reduction along known axes.
+type Along<'a> = dyn Fn(&mut Builder, Val, &[usize]) -> Res<Val> + 'a;
+
 /// A reduction along axes that data decides; `apply` reduces along known ones.
-pub(crate) fn reduce(b: &mut Builder, x: Val, axes: Val, keep: bool, name: &str, apply: &mut dyn FnMut(&mut Builder, Val, &[usize]) -> Res<Val>) -> Res<Val> {
+pub(crate) fn reduce(b: &mut Builder, x: Val, axes: Val, keep: bool, name: &str, apply: &Along) -> Res<Val> {
     let shape = b.shape(x);
     let rank = shape.len();
     let axes = Axes::new(b, axes, rank)?;
@@ -432,27 +440,75 @@ pub(crate) fn expand(b: &mut Builder, x: Val, target: Val, name: &str) -> Res<Va
     b.broadcast_to(x, &out)
 }
 
-/// `x` with `lo` and `hi` more elements around each of some axes, fewer where they are negative; vectors in the order of
-/// `axes`.
-pub(crate) fn pad(b: &mut Builder, x: Val, [lo, hi]: [Val; 2], axes: &[usize], valid: Val, mode: PadMode, value: Val, name: &str) -> Res<Val> {
+/// What padding adds, and how.
+pub(crate) struct Padding {
+    /// Elements before and after, vectors in the order of `axes`; negative amounts cut.
+    pub(crate) amounts: [Val; 2],
+    /// The axes that change.
+    pub(crate) axes: Vec<usize>,
+    /// Whether the amounts mean anything.
+    pub(crate) valid: Val,
+    pub(crate) mode: PadMode,
+    /// A scalar, for [`PadMode::Constant`].
+    pub(crate) value: Val,
+}
+
+/// `x` with more or fewer elements around some axes.
+pub(crate) fn pad(b: &mut Builder, x: Val, padding: &Padding, name: &str) -> Res<Val> {
     let shape = b.shape(x);
-    let rank = shape.len();
-    let zero = b.scalar(DType::I64, 0.0);
-    let mut parts = vec![];
-    for v in [lo, hi] {
-        let cut = b.map(ScalarFn::Neg, &[v])?;
-        for part in [cut, v] {
-            let part = b.pointwise(ScalarFn::Max, &[part, zero])?;
-            parts.push(bind(b, part, valid, name)?);
+    let [lo, hi] = padding.amounts;
+    let own: Vec<Dim> = padding.axes.iter().map(|a| shape[*a].clone()).collect();
+    let own = sizes(b, &own);
+    let wide = b.map(ScalarFn::Add, &[lo, hi])?;
+    let wide = b.map(ScalarFn::Add, &[wide, own])?;
+    let extents = bind(b, wide, padding.valid, name)?;
+    let (zero, one) = (b.scalar(DType::I64, 0.0), b.scalar(DType::I64, 1.0));
+    let mut grid = vec![];
+    let mut inside = vec![];
+    for (axis, n) in shape.iter().enumerate() {
+        let stride: Dim = shape[axis + 1..].iter().cloned().product();
+        let Some(i) = padding.axes.iter().position(|a| *a == axis) else {
+            grid.push((count_to(b, n)?, stride));
+            continue;
+        };
+        let (at, first) = (count_to(b, &extents[i])?, element(b, lo, i)?);
+        let mut at = b.pointwise(ScalarFn::Sub, &[at, first])?;
+        let n = b.known_dims(DType::I64, &[], vec![n.clone()]);
+        let last = b.map(ScalarFn::Sub, &[n, one])?;
+        match padding.mode {
+            PadMode::Constant => {
+                let above = b.with_number(ScalarFn::Ge, at, 0.0)?;
+                let below = b.pointwise(ScalarFn::Lt, &[at, n])?;
+                inside.push((axis, b.map(ScalarFn::And, &[above, below])?));
+            }
+            PadMode::Wrap => at = b.pointwise(ScalarFn::Mod, &[at, n])?,
+            PadMode::Reflect => {
+                let period = b.map(ScalarFn::Add, &[last, last])?;
+                let period = b.map(ScalarFn::Max, &[period, one])?;
+                at = b.pointwise(ScalarFn::Mod, &[at, period])?;
+                let mirrored = b.pointwise(ScalarFn::Sub, &[period, at])?;
+                at = b.map(ScalarFn::Min, &[at, mirrored])?;
+            }
+            PadMode::Edge => at = clamp(b, at, zero, last)?,
         }
+        grid.push((at, stride));
     }
-    let (mut starts, mut extents) = (vec![Dim::ZERO; rank], shape.clone());
-    let (mut before, mut after) = (vec![Dim::ZERO; rank], vec![Dim::ZERO; rank]);
-    for (i, axis) in axes.iter().enumerate() {
-        starts[*axis] = parts[0][i].clone();
-        extents[*axis] = shape[*axis].clone() - parts[0][i].clone() - parts[2][i].clone();
-        (before[*axis], after[*axis]) = (parts[1][i].clone(), parts[3][i].clone());
+    if padding.mode != PadMode::Constant {
+        return gather_grid(b, x, &grid);
     }
-    let x = b.emit(Op::Slice { starts, sizes: extents, steps: vec![1; rank] }, &[x])?;
-    b.emit(Op::Pad { lo: before, hi: after, mode }, &[x, value])
+    // The value stands behind the elements of `x`, and is read wherever an axis is outside.
+    let count = b.ty(x).count();
+    let flat = b.reshape(x, vec![count.clone()])?;
+    let value = b.reshape(padding.value, vec![Dim::one()])?;
+    let flat = b.emit(Op::Concat { axis: 0 }, &[flat, value])?;
+    let mut at = linear(b, &grid)?;
+    let rank = grid.len();
+    let end = b.known_dims(DType::I64, &[], vec![count]);
+    for (axis, holds) in inside {
+        let mut along = vec![Dim::one(); rank];
+        along[axis] = b.ty(holds).count();
+        let holds = b.reshape(holds, along)?;
+        at = choose(b, holds, at, end)?;
+    }
+    b.emit(Op::Gather { axis: 0 }, &[flat, at])
 }

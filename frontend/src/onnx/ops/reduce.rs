@@ -50,7 +50,7 @@ pub(crate) fn convert(cx: &mut Cx, kind: Kind) -> Res<Vec<Val>> {
     let as_operand = cx.since >= if kind == Kind::Plain(ReduceFn::Sum) { 13 } else { 18 };
     if let Some(axes) = cx.data(1).filter(|_| as_operand) {
         let (keep, name) = (cx.flag("keepdims", true)?, cx.name.clone());
-        return Ok(vec![dynamic::reduce(cx, x, axes, keep, &name, &mut |b, x, axes| over(b, kind, x, axes))?]);
+        return Ok(vec![dynamic::reduce(cx, x, axes, keep, &name, &|b, x, axes| over(b, kind, x, axes))?]);
     }
     let given = if as_operand { cx.const_ints(1, "reduction axes")? } else { cx.ints_opt("axes")?.map(<[i64]>::to_vec) };
     let given = given.unwrap_or_default();

@@ -1,5 +1,5 @@
 //! Views and copies: reshapes, slices, padding, concatenation.
-use super::dynamic;
+use super::dynamic::{self, Padding};
 use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
@@ -437,8 +437,8 @@ fn pad_by(cx: &mut Cx, x: Val, pads: Val, mode: PadMode, value: Val) -> Res<Val>
     if let Some(axes) = cx.data(3) {
         let axes = dynamic::Axes::new(cx, axes, rank)?;
         let amounts = [axes.spread(cx, amounts[0], zero)?, axes.spread(cx, amounts[1], zero)?];
-        let all: Vec<usize> = (0..rank).collect();
-        return dynamic::pad(cx, x, amounts, &all, axes.valid, mode, value, &name);
+        let padding = Padding { amounts, axes: (0..rank).collect(), valid: axes.valid, mode, value };
+        return dynamic::pad(cx, x, &padding, &name);
     }
     let axes: Vec<usize> = match cx.known_ints(3) {
         Some(axes) => axes.iter().map(|a| cx.axis(*a, rank)).collect::<Res<_>>()?,
@@ -448,7 +448,7 @@ fn pad_by(cx: &mut Cx, x: Val, pads: Val, mode: PadMode, value: Val) -> Res<Val>
         return invalid(format!("{count} pads for {} axes", axes.len()));
     }
     let valid = cx.constant(Tensor::scalar(DType::Bool, Scalar::B(true)));
-    dynamic::pad(cx, x, amounts, &axes, valid, mode, value, &name)
+    dynamic::pad(cx, x, &Padding { amounts, axes, valid, mode, value }, &name)
 }
 
 /// Crop or pad axes around their middle.
@@ -471,7 +471,8 @@ pub(crate) fn center_crop_pad(cx: &mut Cx) -> Res<Vec<Val>> {
     let hi = cx.map(ScalarFn::Sub, &[more, lo])?;
     let value = if dtype == DType::Bool { cx.constant(Tensor::scalar(dtype, Scalar::B(false))) } else { cx.scalar(dtype, 0.0) };
     let valid = cx.constant(Tensor::scalar(DType::Bool, Scalar::B(true)));
-    Ok(vec![dynamic::pad(cx, x, [lo, hi], &axes, valid, PadMode::Constant, value, &name)?])
+    let padding = Padding { amounts: [lo, hi], axes, valid, mode: PadMode::Constant, value };
+    Ok(vec![dynamic::pad(cx, x, &padding, &name)?])
 }
 
 pub(crate) fn tile(cx: &mut Cx) -> Res<Vec<Val>> {
