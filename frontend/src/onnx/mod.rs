@@ -12,6 +12,7 @@ mod order;
 pub mod registry;
 mod symbolic;
 mod tensors;
+pub mod values;
 mod wire;
 
 use crate::{

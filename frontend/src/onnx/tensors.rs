@@ -91,9 +91,11 @@ impl Files {
         if let Some(range) = wire::payload(proto) {
             return Tensor::mapped(dtype, shape, self.map.clone(), range).map_err(|e| bad(e.to_string()));
         }
-        let mut bytes = Vec::new();
+        // Models have lost theirs to the mapped file; a tensor in a file of its own has not.
+        let mut bytes = proto.raw_data.clone();
         let ints = |bytes: &mut Vec<u8>, width: usize| proto.int32_data.iter().for_each(|v| bytes.extend(&v.to_le_bytes()[..width]));
         match dtype {
+            _ if !bytes.is_empty() => {}
             DType::F32 => proto.float_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
             DType::F64 => proto.double_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),
             DType::I64 => proto.int64_data.iter().for_each(|v| bytes.extend(v.to_le_bytes())),

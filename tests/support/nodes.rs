@@ -1,0 +1,187 @@
+//! One of ONNX's node tests: compiled the ordinary way, run with both plans, compared as the suite compares.
+use pavage::{
+    CompileOptions, Device, Fallback, Options, Source, compile,
+    frontend::onnx::{
+        self,
+        values::{self, Kind, Ports, Value},
+    },
+    ir::{DType, NodeKind, Tensor, eval},
+    runtime,
+};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// The plans that must be right.
+pub(crate) const PLANS: [&str; 2] = ["fused", "unfused"];
+
+/// How one test went.
+pub(crate) struct Verdict {
+    /// Why it does not pass, in one line; `None` when both plans are right.
+    pub(crate) failure: Option<String>,
+    /// The same of the graph as the reference evaluator computes it.
+    pub(crate) evaluator: Option<String>,
+    /// What compiling both plans took; `None` when there is no artifact.
+    pub(crate) compile: Option<Duration>,
+}
+
+/// Outputs may differ from the expected values by `absolute + relative * |expected|`.
+#[derive(Clone, Copy)]
+struct Tolerance {
+    relative: f64,
+    absolute: f64,
+}
+
+impl Tolerance {
+    /// What the test says of itself.
+    fn of(folder: &Path) -> Result<Tolerance, String> {
+        let text = std::fs::read_to_string(folder.join("meta.json")).map_err(say)?;
+        let meta: serde_json::Value = serde_json::from_str(&text).map_err(say)?;
+        let number = |key: &str| meta[key].as_f64().ok_or_else(|| format!("meta.json has no {key}"));
+        Ok(Tolerance { relative: number("rtol")?, absolute: number("atol")? })
+    }
+
+    /// Compares as the suite does: dtype and shape are equal, elements close, NaN is NaN.
+    fn compare(self, got: &Tensor, want: &Tensor) -> Result<(), String> {
+        if got.ty() != want.ty() {
+            return Err(format!("is {}, should be {}", got.ty(), want.ty()));
+        }
+        // Two steps of bfloat16, as in the suite's own runner.
+        let relative = if want.dtype() == DType::BF16 { self.relative.max(1.0 / 64.0) } else { self.relative };
+        let near = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= self.absolute + relative * b.abs();
+        let (got, want) = (got.to_f64(), want.to_f64());
+        let far: Vec<usize> = (0..got.len()).filter(|i| !near(got[*i], want[*i])).collect();
+        match far.first() {
+            None => Ok(()),
+            Some(i) => Err(format!("[{i}] is {}, should be {} ({} of {} are wrong)", got[*i], want[*i], far.len(), got.len())),
+        }
+    }
+}
+
+/// Values by the name of their port.
+type Values = BTreeMap<String, Value>;
+
+/// Inputs and expected outputs.
+struct DataSet {
+    inputs: Values,
+    outputs: Values,
+}
+
+fn say(e: impl Display) -> String {
+    let text = e.to_string();
+    let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
+    // An error may list many things, a line each, under a heading.
+    if lines.len() > 1 && lines[0].ends_with(':') {
+        lines.remove(0);
+    }
+    lines.join("; ")
+}
+
+fn data_sets(folder: &Path, ports: &Ports) -> Result<Vec<DataSet>, String> {
+    let read = |set: &Path, what: &str, ports: &[(String, Kind)]| -> Result<Values, String> {
+        let mut all = Values::new();
+        for (i, (name, kind)) in ports.iter().enumerate() {
+            let path = set.join(format!("{what}_{i}.pb"));
+            let bytes = std::fs::read(&path).map_err(|e| format!("data: {what} `{name}`: {e}"))?;
+            all.insert(name.clone(), values::value(&bytes, kind).map_err(|e| format!("data: {what} `{name}`: {}", say(e)))?);
+        }
+        Ok(all)
+    };
+    let folders: Vec<PathBuf> = (0..).map(|i| folder.join(format!("test_data_set_{i}"))).take_while(|p| p.exists()).collect();
+    if folders.is_empty() {
+        return Err("data: there is none".into());
+    }
+    folders.iter().map(|set| Ok(DataSet { inputs: read(set, "input", &ports.inputs)?, outputs: read(set, "output", &ports.outputs)? })).collect()
+}
+
+/// The tensor that an input or output of the graph is. Here is the place where sequences and optionals meet the ports
+/// that stand for them in a graph.
+fn at_port(values: &Values, port: &str) -> Result<Tensor, String> {
+    match values.get(port) {
+        Some(Value::Tensor(t)) => Ok(t.clone()),
+        Some(Value::Sequence(_)) => Err(format!("data: `{port}` is a sequence")),
+        Some(Value::Nothing) => Err(format!("data: `{port}` is an optional without a value")),
+        None => Err(format!("data: the suite has no value for `{port}`")),
+    }
+}
+
+/// Compares outputs, given by name, with all that the test expects.
+fn compare(tolerance: Tolerance, got: &[(String, Tensor)], set: &DataSet) -> Result<(), String> {
+    for (name, got) in got {
+        tolerance.compare(got, &at_port(&set.outputs, name)?).map_err(|e| format!("wrong: `{name}` {e}"))?;
+    }
+    match set.outputs.keys().find(|name| got.iter().all(|(n, _)| n != *name)) {
+        Some(name) => Err(format!("wrong: there is no output `{name}`")),
+        None => Ok(()),
+    }
+}
+
+fn evaluated(model: &Path, tolerance: Tolerance, sets: &[DataSet]) -> Result<(), String> {
+    let graph = onnx::load(model, &onnx::Options::default()).map_err(|e| format!("import: {}", say(e)))?.graph;
+    for set in sets {
+        let names = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
+            NodeKind::Input(name) => Some(name),
+            _ => None,
+        });
+        let inputs = names.map(|name| at_port(&set.inputs, name)).collect::<Result<Vec<_>, _>>()?;
+        let outputs = eval::eval(&graph, &inputs).map_err(|e| format!("evaluation: {}", say(e)))?;
+        let named: Vec<(String, Tensor)> = graph.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect();
+        compare(tolerance, &named, set)?;
+    }
+    Ok(())
+}
+
+fn to_runtime(t: &Tensor) -> Result<runtime::Tensor, String> {
+    let dtype = pavage_codegen::wire::dtype(t.dtype()).ok_or("data: no such dtype at run time")?;
+    runtime::Tensor::from_bytes(dtype, t.shape(), t.bytes()).map_err(say)
+}
+
+fn from_runtime(t: &runtime::Tensor) -> Result<Tensor, String> {
+    let dtype = DType::ALL.iter().find(|d| pavage_codegen::wire::dtype(**d) == Some(t.dtype())).ok_or("data: no such dtype")?;
+    Tensor::new(*dtype, t.shape(), t.bytes().to_vec()).map_err(say)
+}
+
+fn run_plan(artifact: &runtime::Artifact, plan: &str, tolerance: Tolerance, sets: &[DataSet]) -> Result<(), String> {
+    let options = Options { plan: plan.into(), threads: 1, ..Options::default() };
+    let mut session = artifact.session(Device::Cpu, options).map_err(|e| format!("session: {}", say(e)))?;
+    for set in sets {
+        let given = artifact.inputs().iter().map(|p| Ok((p.name.clone(), to_runtime(&at_port(&set.inputs, &p.name)?)?)));
+        let given = given.collect::<Result<Vec<_>, String>>()?;
+        let feed: Vec<(&str, &runtime::Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let outputs = session.run(&feed).map_err(|e| format!("run: {}", say(e)))?;
+        let named = outputs.iter().map(|(name, t)| Ok((name.to_string(), from_runtime(t)?))).collect::<Result<Vec<_>, String>>()?;
+        compare(tolerance, &named, set)?;
+    }
+    Ok(())
+}
+
+/// Runs the test in a folder: `model.onnx`, `meta.json`, and `test_data_set_N` with its `input_I.pb` and `output_I.pb`.
+pub(crate) fn run(folder: &Path) -> Verdict {
+    let mut verdict = Verdict { failure: None, evaluator: None, compile: None };
+    let model = folder.join("model.onnx");
+    let read = || -> Result<_, String> {
+        let ports = values::ports(&std::fs::read(&model).map_err(say)?).map_err(say)?;
+        Ok((Tolerance::of(folder)?, data_sets(folder, &ports)?))
+    };
+    let (tolerance, sets) = match read() {
+        Ok(read) => read,
+        Err(e) => {
+            verdict.failure = Some(e);
+            return verdict;
+        }
+    };
+    let start = Instant::now();
+    let options = CompileOptions { plans: PLANS.map(String::from).into(), threads: 1, fallback: Fallback::Deny, ..CompileOptions::default() };
+    let compiled = compile(Source::Path(&model), &options);
+    verdict.compile = compiled.is_ok().then(|| start.elapsed());
+    let ran = compiled.map_err(|e| format!("compile: {}", say(e))).and_then(|compiled| {
+        let artifact = compiled.open().map_err(say)?;
+        PLANS.iter().try_for_each(|plan| run_plan(&artifact, plan, tolerance, &sets).map_err(|e| format!("{plan}: {e}")))
+    });
+    verdict.failure = ran.err();
+    verdict.evaluator = evaluated(&model, tolerance, &sets).err();
+    verdict
+}
