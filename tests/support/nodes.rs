@@ -1,6 +1,6 @@
 //! One of ONNX's node tests: compiled the ordinary way, run with both plans, compared as the suite compares.
 use pavage::{
-    CompileOptions, Device, Fallback, Options, Source, compile,
+    CompileOptions, Device, Options, Source, compile,
     frontend::onnx::{
         self,
         values::{self, Kind, Ports, Value},
@@ -174,7 +174,7 @@ pub(crate) fn run(folder: &Path) -> Verdict {
         }
     };
     let start = Instant::now();
-    let options = CompileOptions { plans: PLANS.map(String::from).into(), threads: 1, fallback: Fallback::Deny, ..CompileOptions::default() };
+    let options = CompileOptions { plans: PLANS.map(String::from).into(), threads: 1, ..CompileOptions::default() };
     let compiled = compile(Source::Path(&model), &options);
     verdict.compile = compiled.is_ok().then(|| start.elapsed());
     let ran = compiled.map_err(|e| format!("compile: {}", say(e))).and_then(|compiled| {
