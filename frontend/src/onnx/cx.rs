@@ -188,13 +188,4 @@ impl<'m> Cx<'_, 'm> {
             _ => missing(format!("{what} that are computed from data")),
         }
     }
-
-    /// The numbers of an operand that must be constant.
-    pub(crate) fn const_floats(&self, i: usize, what: &str) -> Res<Option<Vec<f64>>> {
-        let Some(v) = self.opt(i) else { return Ok(None) };
-        match self.tensor(v) {
-            Some(t) => Ok(Some(t.to_f64())),
-            None => missing(format!("{what} that are computed from data")),
-        }
-    }
 }

@@ -522,7 +522,7 @@ impl<'m> Importer<'m> {
     }
 
     /// Say which node of the model the nodes emitted since the last call stand for.
-    fn attribute(&mut self, name: &str) {
+    pub(crate) fn attribute(&mut self, name: &str) {
         for (frame, id) in std::mem::take(&mut self.b.fresh) {
             if let Some(frame) = self.b.frames.get_mut(frame)
                 && !name.is_empty()

@@ -4,7 +4,8 @@ use super::{
     cx::Cx,
     import::domain_of,
     ops::{
-        activation, attention, cache, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, shape, trees, view,
+        activation, attention, cache, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, select, shape,
+        trees, view,
     },
     ops::{det, einsum, loss, sample, signal, tfidf, unpool},
 };
@@ -187,6 +188,10 @@ const ROWS: &[Row] = &[
     row("Trilu", &[14], shape::trilu),
     row("OneHot", &[9, 11, 28], shape::one_hot),
     row("NonZero", &[9, 13], shape::non_zero),
+    row("Compress", &[9, 11, 28], select::compress),
+    row("Unique", &[11, 28], select::unique),
+    row("ReverseSequence", &[10, 28], select::reverse_sequence),
+    row("NonMaxSuppression", &[10, 11], select::non_max_suppression),
     // Gathers and scatters.
     row("Gather", &[1, 11, 13], gather::gather),
     row("GatherElements", &[11, 13], gather::gather_elements),

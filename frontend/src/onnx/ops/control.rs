@@ -3,7 +3,7 @@ use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
 };
-use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn, Tensor, TensorType};
+use pavage_ir::{DType, Dim, Graph, Op, Scalar, ScalarFn, Tensor, TensorType};
 
 pub(crate) fn branch(cx: &mut Cx) -> Res<Vec<Val>> {
     let cond = cx.arg(0)?;
@@ -174,4 +174,37 @@ pub(crate) fn scan(cx: &mut Cx) -> Res<Vec<Val>> {
         *v = cx.transpose(*v, &perm)?;
     }
     Ok(out)
+}
+
+/// What one iteration computes: the next condition, then the next carried values.
+type Iteration<'a> = dyn FnMut(&mut Builder, Val, &[Val]) -> Res<Vec<Val>> + 'a;
+
+impl Cx<'_, '_> {
+    /// A loop over carried values, at most `trip` times (an i64 scalar) and while the condition holds; `body` gets the
+    /// iteration.
+    pub(crate) fn repeat(&mut self, trip: Val, cond: Val, carried: &[Val], body: &mut Iteration) -> Res<Vec<Val>> {
+        let name = self.name.clone();
+        self.enter(Graph::new("body"));
+        let i = self.input("iteration", TensorType { dtype: DType::I64, shape: vec![] });
+        self.input("condition", TensorType { dtype: DType::Bool, shape: vec![] });
+        let values: Vec<Val> = carried
+            .iter()
+            .enumerate()
+            .map(|(k, v)| {
+                let ty = self.ty(*v).clone();
+                self.input(&format!("carried{k}"), ty)
+            })
+            .collect();
+        let results = body(self, i, &values).and_then(|vals| vals.into_iter().map(|v| self.value(v)).collect::<Res<Vec<_>>>());
+        self.imp.attribute(&name);
+        let mut frame = self.leave();
+        for (k, value) in results?.into_iter().enumerate() {
+            frame.graph.output(format!("out{k}"), value);
+        }
+        let trips = self.data_symbol(&name, None);
+        let mut args = vec![trip, cond];
+        args.extend(carried);
+        args.extend(&frame.captures);
+        self.emit_all(Op::Loop { carried: carried.len(), trips }, &args, vec![frame.graph])
+    }
 }

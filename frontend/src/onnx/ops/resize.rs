@@ -1,4 +1,5 @@
 //! Resampling.
+use super::resample::{self, Resample, Target};
 use crate::onnx::{
     build::{Res, Val, invalid, missing},
     cx::Cx,
@@ -23,22 +24,14 @@ fn scaled(extent: &Dim, scale: f64) -> Res<Dim> {
 }
 
 /// `out / in`, if it does not depend on a size that is not known.
-fn ratio(from: &Dim, to: &Dim) -> Res<f64> {
+fn ratio(from: &Dim, to: &Dim) -> Option<f64> {
     if let (Some(a), Some(b)) = (from.as_const(), to.as_const()) {
-        return Ok(if a == 0 { 1.0 } else { b as f64 / a as f64 });
+        return Some(if a == 0 { 1.0 } else { b as f64 / a as f64 });
     }
     if from == to {
-        return Ok(1.0);
+        return Some(1.0);
     }
-    for k in 1..=64i64 {
-        if *to == from.clone() * Dim::from(k) {
-            return Ok(k as f64);
-        }
-        if *from == to.clone() * Dim::from(k) {
-            return Ok(1.0 / k as f64);
-        }
-    }
-    missing(format!("resizing an extent of {from} to {to}, a ratio that is not known"))
+    (1..=64i64).find_map(|k| if *to == from.clone() * Dim::from(k) { Some(k as f64) } else { (*from == to.clone() * Dim::from(k)).then(|| 1.0 / k as f64) })
 }
 
 fn modes(cx: &Cx) -> Res<(ResizeMode, CoordMode, NearestMode)> {
@@ -69,6 +62,62 @@ fn modes(cx: &Cx) -> Res<(ResizeMode, CoordMode, NearestMode)> {
     Ok((mode, coord, nearest))
 }
 
+/// Extents and scales of all axes.
+type Scaled = (Vec<Dim>, Vec<f64>);
+
+fn by_scales(shape: &[Dim], axes: &[usize], given: &[f64]) -> Res<Scaled> {
+    if given.len() != axes.len() || given.iter().any(|s| !s.is_finite() || *s <= 0.0) {
+        return invalid(format!("scales {given:?} for {} axes", axes.len()));
+    }
+    let (mut sizes, mut scales) = (shape.to_vec(), vec![1.0; shape.len()]);
+    for (axis, scale) in axes.iter().zip(given) {
+        sizes[*axis] = scaled(&shape[*axis], *scale)?;
+        scales[*axis] = *scale;
+    }
+    Ok((sizes, scales))
+}
+
+/// None where data decides the sizes, or how they relate to the extents.
+fn by_sizes(cx: &Cx, shape: &[Dim], axes: &[usize], target: Val, policy: &str) -> Res<Option<Scaled>> {
+    let Some(target) = cx.dims(target) else { return Ok(None) };
+    if target.len() != axes.len() {
+        return invalid(format!("{} sizes for {} axes", target.len(), axes.len()));
+    }
+    let (mut sizes, mut scales) = (shape.to_vec(), vec![1.0; shape.len()]);
+    for (axis, to) in axes.iter().zip(&target) {
+        let Some(scale) = ratio(&shape[*axis], to) else { return Ok(None) };
+        scales[*axis] = scale;
+        sizes[*axis] = to.clone();
+    }
+    if policy != "stretch" {
+        let pick = if policy == "not_larger" { f64::min } else { f64::max };
+        let Some(scale) = axes.iter().map(|a| scales[*a]).reduce(pick) else { return invalid("no axes") };
+        for axis in axes {
+            let Some(extent) = shape[*axis].as_const() else { return Ok(None) };
+            scales[*axis] = scale;
+            sizes[*axis] = Dim::from((extent as f64 * scale).round() as i64);
+        }
+    }
+    Ok(Some((sizes, scales)))
+}
+
+/// Resampling by what is known only when run.
+fn by_data(cx: &mut Cx, x: Val, axes: &[usize], target: &Target, roi_at: usize) -> Res<Vec<Val>> {
+    let (mode, coord, nearest) = modes(cx)?;
+    let how = Resample {
+        mode,
+        coord,
+        nearest,
+        cubic_a: cx.float("cubic_coeff_a", -0.75)?,
+        outside: cx.float("extrapolation_value", 0.0)?,
+        antialias: cx.flag("antialias", false)?,
+        exclude: cx.flag("exclude_outside", false)?,
+    };
+    let roi = if coord == CoordMode::TfCrop { Some(cx.arg(roi_at)?) } else { None };
+    let name = cx.name.clone();
+    Ok(vec![resample::resize(cx, x, axes, target, roi, &how, &name)?])
+}
+
 pub(crate) fn resize(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     let shape = cx.shape(x);
@@ -79,42 +128,20 @@ pub(crate) fn resize(cx: &mut Cx) -> Res<Vec<Val>> {
     };
     // Operands: x, scales (operator set 10); x, roi, scales, sizes since.
     let (roi_at, scales_at, sizes_at) = if cx.since < 11 { (usize::MAX, 1, usize::MAX) } else { (1, 2, 3) };
-    let scales_given = match cx.opt(scales_at) {
-        Some(v) if cx.ty(v).count().is(0) => None,
-        Some(_) => cx.const_floats(scales_at, "scales")?,
-        None => None,
+    let scales = cx.opt(scales_at).filter(|v| !cx.ty(*v).count().is(0));
+    let policy = cx.text("keep_aspect_ratio_policy", "stretch")?;
+    let (sizes, scales) = match (scales, cx.opt(sizes_at)) {
+        (Some(scales), _) => match cx.tensor(scales).map(|t| t.to_f64()) {
+            Some(given) => by_scales(&shape, &axes, &given)?,
+            None => return by_data(cx, x, &axes, &Target::Scales(scales), roi_at),
+        },
+        (None, Some(sizes)) => match by_sizes(cx, &shape, &axes, sizes, &policy)? {
+            Some(known) => known,
+            None if policy == "stretch" => return by_data(cx, x, &axes, &Target::Sizes(sizes), roi_at),
+            None => return by_data(cx, x, &axes, &Target::Within(sizes, policy == "not_larger"), roi_at),
+        },
+        (None, None) => return invalid("neither scales nor sizes are given"),
     };
-    let (mut sizes, mut scales) = (shape.clone(), vec![1.0; rank]);
-    if let Some(given) = scales_given {
-        if given.len() != axes.len() || given.iter().any(|s| !s.is_finite() || *s <= 0.0) {
-            return invalid(format!("scales {given:?} for {} axes", axes.len()));
-        }
-        for (axis, scale) in axes.iter().zip(given) {
-            sizes[*axis] = scaled(&shape[*axis], scale)?;
-            scales[*axis] = scale;
-        }
-    } else {
-        let Some(target) = cx.opt(sizes_at) else { return invalid("neither scales nor sizes are given") };
-        let name = cx.name.clone();
-        let target = cx.sizes(target, &name)?;
-        if target.len() != axes.len() {
-            return invalid(format!("{} sizes for {} axes", target.len(), axes.len()));
-        }
-        let policy = cx.text("keep_aspect_ratio_policy", "stretch")?;
-        for (axis, to) in axes.iter().zip(&target) {
-            scales[*axis] = ratio(&shape[*axis], to)?;
-            sizes[*axis] = to.clone();
-        }
-        if policy != "stretch" {
-            let pick = if policy == "not_larger" { f64::min } else { f64::max };
-            let Some(scale) = axes.iter().map(|a| scales[*a]).reduce(pick) else { return invalid("no axes") };
-            for axis in &axes {
-                let Some(extent) = shape[*axis].as_const() else { return missing("keep_aspect_ratio_policy over an extent that is not known") };
-                scales[*axis] = scale;
-                sizes[*axis] = Dim::from((extent as f64 * scale).round() as i64);
-            }
-        }
-    }
     let (mode, coord, nearest) = modes(cx)?;
     let mut args = vec![x];
     if coord == CoordMode::TfCrop {
@@ -157,10 +184,16 @@ pub(crate) fn upsample(cx: &mut Cx) -> Res<Vec<Val>> {
     let shape = cx.shape(x);
     let scales: Vec<f64> = match cx.floats("scales")? {
         Some(scales) => scales.iter().map(|s| f64::from(*s)).collect(),
-        None => match cx.const_floats(1, "scales")? {
-            Some(scales) => scales,
-            None => return invalid("scales are missing"),
-        },
+        None => {
+            let given = cx.arg(1)?;
+            match cx.tensor(given) {
+                Some(t) => t.to_f64(),
+                None => {
+                    let axes: Vec<usize> = (0..shape.len()).collect();
+                    return by_data(cx, x, &axes, &Target::Scales(given), usize::MAX);
+                }
+            }
+        }
     };
     if scales.len() != shape.len() || scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
         return invalid(format!("scales {scales:?} of {}", cx.ty(x)));
