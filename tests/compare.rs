@@ -22,14 +22,14 @@ fn damage(artifact: &Path, copy: &Path) -> String {
         Step::Launch { kernel, args, .. } => Some((*kernel, args)),
         _ => None,
     });
-    let constants = launches.filter_map(|(kernel, args)| {
+    let mut constants = launches.filter_map(|(kernel, args)| {
         let constant = args.iter().find_map(|a| match plan.body.buffers[a.index()].kind {
             BufferKind::Const(n) if manifest.tensors[n as usize].shape.iter().product::<u64>() > 64 => Some(n),
             _ => None,
         })?;
         Some((kernel, constant))
     });
-    let (kernel, constant) = constants.skip(1).next().expect("a second kernel with weights");
+    let (kernel, constant) = constants.nth(1).expect("a second kernel with weights");
     let TensorData::Embedded { segment, offset, len } = &manifest.tensors[constant as usize].data else { panic!("weights are embedded") };
     let start = (opened.segments()[*segment as usize].offset + offset) as usize;
     let mut bytes = std::fs::read(artifact).unwrap();
