@@ -4,7 +4,7 @@ use pavage::runtime::plan::Port;
 use pavage::runtime::{Artifact, DType};
 use pavage::{ShapeArg, Tensor};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What the verbs that run something take as inputs.
 #[derive(clap::Args)]
@@ -70,11 +70,6 @@ impl Given {
         Ok(given)
     }
 
-    /// Inputs and expected outputs of a case: keys `in:NAME` and `out:NAME`.
-    pub(crate) fn case(path: &Path) -> Result<Self, Failure> {
-        Given::read(&Args { single: Vec::new(), inputs: None, case: Some(path.into()) })
-    }
-
     /// Whether nothing was given.
     pub(crate) fn is_empty(&self) -> bool {
         self.arrays.is_empty() && self.numbers.is_empty()
@@ -110,8 +105,12 @@ impl Given {
 
 /// Element types that numpy lacks are given as their stand-ins; all others as they are.
 fn as_port_type(tensor: &Tensor, port: &Port) -> Result<Tensor, Failure> {
-    let stand_in =
-        matches!((port.dtype, tensor.dtype()), (DType::BF16 | DType::F8E4M3 | DType::F8E5M2, DType::F32) | (DType::I4, DType::I8) | (DType::U4, DType::U8));
+    let stand_in = match tensor.dtype() {
+        DType::F32 => port.dtype == DType::BF16 || is_mini(port.dtype),
+        DType::I8 => matches!(port.dtype, DType::I4 | DType::I2),
+        DType::U8 => matches!(port.dtype, DType::U4 | DType::U2),
+        _ => false,
+    };
     if !stand_in {
         return Ok(Tensor::from_bytes(tensor.dtype(), tensor.shape(), tensor.bytes())?);
     }
@@ -148,8 +147,19 @@ fn parse_numbers(numbers: &[String], port: &Port) -> Result<Tensor, Failure> {
     encode(port.dtype, &shape, &values).ok_or_else(|| bad(&numbers.join(",")))
 }
 
+/// Floats of at most 8 bits.
+fn is_mini(dtype: DType) -> bool {
+    dtype.name().parse().is_ok_and(pavage_ir::DType::is_mini)
+}
+
 /// A tensor with these values; none for a type that no numbers are written in.
 fn encode(dtype: DType, shape: &[usize], values: &[f64]) -> Option<Tensor> {
+    if is_mini(dtype) || dtype.bits() < 8 {
+        let same = dtype.name().parse().ok()?;
+        let mut bytes = vec![0; dtype.bytes(values.len())?];
+        values.iter().enumerate().for_each(|(i, v)| pavage_ir::tensor::write(&mut bytes, same, i, pavage_ir::Scalar::F(*v)));
+        return Tensor::from_bytes(dtype, shape, &bytes).ok();
+    }
     let mut bytes = Vec::with_capacity(values.len() * dtype.bits().div_ceil(8));
     for &v in values {
         match dtype {
@@ -160,17 +170,14 @@ fn encode(dtype: DType, shape: &[usize], values: &[f64]) -> Option<Tensor> {
             DType::I64 => bytes.extend((v as i64).to_le_bytes()),
             DType::I32 => bytes.extend((v as i32).to_le_bytes()),
             DType::I16 => bytes.extend((v as i16).to_le_bytes()),
-            DType::I8 | DType::I4 => bytes.extend((v as i8).to_le_bytes()),
+            DType::I8 => bytes.extend((v as i8).to_le_bytes()),
             DType::U64 => bytes.extend((v as u64).to_le_bytes()),
             DType::U32 => bytes.extend((v as u32).to_le_bytes()),
             DType::U16 => bytes.extend((v as u16).to_le_bytes()),
-            DType::U8 | DType::U4 => bytes.push(v as u8),
+            DType::U8 => bytes.push(v as u8),
             DType::Bool => bytes.push(u8::from(v != 0.0)),
-            DType::F8E4M3 | DType::F8E5M2 => return None,
+            _ => return None,
         }
-    }
-    if dtype.bits() == 4 {
-        bytes = bytes.chunks(2).map(|c| c[0] & 15 | c.get(1).map_or(0, |hi| hi << 4)).collect();
     }
     Tensor::from_bytes(dtype, shape, &bytes).ok()
 }
@@ -188,7 +195,7 @@ pub(crate) fn random(artifact: &Artifact, default_size: usize) -> Result<Vec<(St
             n.ok_or_else(|| Failure::usage(format!("input `{}`: no size can be guessed; give --inputs", port.name)))
         };
         let shape = port.dims.iter().map(dim).collect::<Result<Vec<usize>, _>>()?;
-        let float = matches!(port.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2);
+        let float = matches!(port.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) || is_mini(port.dtype);
         let values: Vec<f64> = (0..shape.iter().product())
             .map(|_| match float {
                 true => rng.unit() * 2.0 - 1.0,

@@ -1,4 +1,4 @@
-//! `.npy` and `.npz` files. numpy has no bf16, f8 or nibbles: the former travel as f32, the latter
+//! `.npy` and `.npz` files. numpy has no bf16, f8, f4 or integers of less than a byte: floats travel as f32, integers
 //! as bytes.
 use super::Failure;
 use npyz::npz::{NpzArchive, NpzWriter};
@@ -134,9 +134,11 @@ fn write(tensor: &Tensor, to: &mut dyn Write) -> std::io::Result<()> {
         DType::U16 => ("<u2", tensor.bytes().into()),
         DType::U8 => ("|u1", tensor.bytes().into()),
         DType::Bool => ("|b1", tensor.bytes().into()),
-        DType::I4 => ("|i1", numbers(tensor).map(|x| x as i8 as u8).collect()),
-        DType::U4 => ("|u1", numbers(tensor).map(|x| x as u8).collect()),
-        DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => ("<f4", numbers(tensor).flat_map(|x| (x as f32).to_le_bytes()).collect()),
+        DType::I4 | DType::I2 => ("|i1", numbers(tensor).map(|x| x as i8 as u8).collect()),
+        DType::U4 | DType::U2 => ("|u1", numbers(tensor).map(|x| x as u8).collect()),
+        DType::BF16 | DType::F8E4M3 | DType::F8E5M2 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz | DType::F8E8M0 | DType::F4E2M1 => {
+            ("<f4", numbers(tensor).flat_map(|x| (x as f32).to_le_bytes()).collect())
+        }
     };
     let dtype = NpyType::new_scalar(descr.parse().map_err(std::io::Error::other)?);
     let shape: Vec<u64> = tensor.shape().iter().map(|d| *d as u64).collect();
@@ -157,43 +159,27 @@ pub(crate) fn numbers(tensor: &Tensor) -> impl Iterator<Item = f64> + '_ {
                 <$T>::from_le_bytes(at(width).try_into().unwrap_or_default())
             };
         }
-        let nibble = || bytes[i / 2] >> (4 * (i % 2)) & 15;
         match dtype {
             DType::F64 => le!(f64),
             DType::F32 => le!(f32).into(),
             DType::F16 => half::f16::from_bits(le!(u16)).into(),
             DType::BF16 => half::bf16::from_bits(le!(u16)).into(),
-            DType::F8E4M3 => f8(bytes[i], 4),
-            DType::F8E5M2 => f8(bytes[i], 5),
             DType::I64 => le!(i64) as f64,
             DType::I32 => le!(i32).into(),
             DType::I16 => le!(i16).into(),
             DType::I8 => (bytes[i] as i8).into(),
-            DType::I4 => (((nibble() << 4) as i8) >> 4).into(),
             DType::U64 => le!(u64) as f64,
             DType::U32 => le!(u32).into(),
             DType::U16 => le!(u16).into(),
             DType::U8 | DType::Bool => bytes[i].into(),
-            DType::U4 => nibble().into(),
+            _ => narrow(bytes, dtype, i),
         }
     })
 }
 
-/// An 8-bit float with this many exponent bits (4: without infinities).
-fn f8(bits: u8, exponent_bits: u32) -> f64 {
-    let mantissa_bits = 7 - exponent_bits;
-    let mantissa = f64::from(bits & ((1 << mantissa_bits) - 1));
-    let exponent = i32::from((bits & 0x7f) >> mantissa_bits);
-    let bias = (1 << (exponent_bits - 1)) - 1;
-    let scale = f64::from(1u32 << mantissa_bits);
-    let value = match (exponent_bits, bits & 0x7f) {
-        (4, 0x7f) => f64::NAN,
-        (5, 0x7c) => f64::INFINITY,
-        (5, 0x7d..) => f64::NAN,
-        _ if exponent == 0 => mantissa / scale * 2f64.powi(1 - bias),
-        _ => (1.0 + mantissa / scale) * 2f64.powi(exponent - bias),
-    };
-    if bits & 0x80 != 0 { -value } else { value }
+/// An element of at most 8 bits, as the compiler reads it.
+fn narrow(bytes: &[u8], dtype: DType, i: usize) -> f64 {
+    dtype.name().parse().map_or(f64::NAN, |same| pavage_ir::tensor::read(bytes, same, i).f())
 }
 
 #[cfg(test)]
@@ -244,8 +230,8 @@ mod tests {
 
     #[test]
     fn small_floats_have_their_values() {
-        assert_eq!([f8(0x38, 4), f8(0x7e, 4), f8(0x01, 4)], [1.0, 448.0, 2f64.powi(-9)]);
-        assert_eq!([f8(0x3c, 5), f8(0x7b, 5), f8(0xfc, 5)], [1.0, 57344.0, f64::NEG_INFINITY]);
-        assert!(f8(0x7f, 4).is_nan() && f8(0x7e, 5).is_nan());
+        assert_eq!([0x38, 0x7e, 0x01].map(|code| narrow(&[code], DType::F8E4M3, 0)), [1.0, 448.0, 2f64.powi(-9)]);
+        assert_eq!([0x3c, 0x7b, 0xfc].map(|code| narrow(&[code], DType::F8E5M2, 0)), [1.0, 57344.0, f64::NEG_INFINITY]);
+        assert_eq!([0, 1, 2, 3].map(|i| narrow(&[0b11_10_01_00], DType::I2, i)), [0.0, 1.0, -2.0, -1.0]);
     }
 }

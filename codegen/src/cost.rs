@@ -114,7 +114,7 @@ fn reachable_calls(region: &Region, roots: &[ExprId]) -> usize {
                 calls += usize::from(region.dtype(id) != DType::Bool);
                 stack.extend(args);
             }
-            Expr::Cast(x) => stack.push(*x),
+            Expr::Cast(x) | Expr::Bits(x) => stack.push(*x),
             _ => {}
         }
     }

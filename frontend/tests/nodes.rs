@@ -26,9 +26,15 @@ fn tensor(path: &Path) -> Option<(String, Tensor)> {
         13 => DType::U64,
         16 => DType::BF16,
         17 => DType::F8E4M3,
+        18 => DType::F8E4M3Fnuz,
         19 => DType::F8E5M2,
+        20 => DType::F8E5M2Fnuz,
         21 => DType::U4,
         22 => DType::I4,
+        23 => DType::F4E2M1,
+        24 => DType::F8E8M0,
+        25 => DType::U2,
+        26 => DType::I2,
         _ => return None,
     };
     let shape: Vec<usize> = proto.dims.iter().map(|d| *d as usize).collect();

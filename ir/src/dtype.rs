@@ -15,7 +15,7 @@ macro_rules! dtypes {
             /// The name in text: `f32`.
             pub const fn name(self) -> &'static str { match self { $(DType::$Name => $text),* } }
 
-            /// Width of one element in bits (4 for packed nibbles, 8 for `bool`).
+            /// Width of one element in bits (below 8 for packed elements, 8 for `bool`).
             pub const fn bits(self) -> usize { match self { $(DType::$Name => $bits),* } }
 
             /// Float, signed, unsigned, bool or string.
@@ -59,6 +59,14 @@ dtypes! {
     F8E4M3 = "f8e4m3", 8, Float;
     /// OCP 8-bit float, 5 exponent bits (`FLOAT8E5M2`).
     F8E5M2 = "f8e5m2", 8, Float;
+    /// 8-bit float, 4 exponent bits with bias 8, no infinities, no negative zero (`FLOAT8E4M3FNUZ`).
+    F8E4M3Fnuz = "f8e4m3fnuz", 8, Float;
+    /// 8-bit float, 5 exponent bits with bias 16, no infinities, no negative zero (`FLOAT8E5M2FNUZ`).
+    F8E5M2Fnuz = "f8e5m2fnuz", 8, Float;
+    /// OCP MX scale: a power of two from 2^-127 to 2^127, or NaN (`FLOAT8E8M0`).
+    F8E8M0 = "f8e8m0", 8, Float;
+    /// OCP MX 4-bit float, 2 exponent bits, neither infinities nor NaN (`FLOAT4E2M1`), two to a byte, low nibble first.
+    F4E2M1 = "f4e2m1", 4, Float;
     /// 64-bit signed.
     I64 = "i64", 64, Signed;
     /// 32-bit signed.
@@ -69,6 +77,8 @@ dtypes! {
     I8 = "i8", 8, Signed;
     /// 4-bit signed, two to a byte, low nibble first.
     I4 = "i4", 4, Signed;
+    /// 2-bit signed, four to a byte, lowest bits first.
+    I2 = "i2", 2, Signed;
     /// 64-bit unsigned.
     U64 = "u64", 64, Unsigned;
     /// 32-bit unsigned.
@@ -79,6 +89,8 @@ dtypes! {
     U8 = "u8", 8, Unsigned;
     /// 4-bit unsigned, two to a byte, low nibble first.
     U4 = "u4", 4, Unsigned;
+    /// 2-bit unsigned, four to a byte, lowest bits first.
+    U2 = "u2", 2, Unsigned;
     /// Boolean.
     Bool = "bool", 8, Bool;
     /// Text.
@@ -96,7 +108,17 @@ impl DType {
         matches!(self.class(), Class::Signed | Class::Unsigned)
     }
 
-    /// Bytes that `count` elements take (nibbles packed two to a byte).
+    /// Whether elements share bytes.
+    pub const fn is_packed(self) -> bool {
+        matches!(self.bits(), 1..8)
+    }
+
+    /// Whether elements are floats of at most 8 bits, held by [`crate::minifloat`].
+    pub const fn is_mini(self) -> bool {
+        self.is_float() && self.bits() <= 8
+    }
+
+    /// Bytes that `count` elements take (those narrower than a byte packed).
     pub const fn bytes(self, count: usize) -> usize {
         (self.bits() * count).div_ceil(8)
     }

@@ -6,6 +6,7 @@ pub mod dim;
 pub mod dtype;
 pub mod eval;
 pub mod graph;
+pub mod minifloat;
 pub mod op;
 pub mod ops;
 pub mod program;

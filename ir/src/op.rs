@@ -239,8 +239,11 @@ pub fn reference() -> String {
 
 ops! {
     /// Convert elements: floats round to nearest even, integers wrap, floats to integers truncate toward
-    /// zero and saturate (NaN gives 0), anything to bool is `x != 0`.
+    /// zero and saturate (NaN gives 0), anything to bool is `x != 0`. Floats beyond the largest become infinity, or NaN where
+    /// the dtype has none, or the largest where it has neither; `f8e8m0` takes the nearest power of two, ties up.
     "cast" = Cast("x") { to: DType } infer ops::pointwise::infer_cast, eval ops::pointwise::eval_cast;
+    /// The same bits as another dtype of the same width; not for bool.
+    "bitcast" = BitCast("x") { to: DType } infer ops::pointwise::infer_bitcast, eval ops::pointwise::eval_bitcast;
     /// Repeat axes of extent 1 to the extents of `shape`; ranks are equal, other extents too.
     "broadcast" = Broadcast("x") { shape: Vec<Dim> } infer ops::view::infer_broadcast, eval ops::view::eval_broadcast;
     /// The same elements in row-major order under another shape; element counts are equal.

@@ -46,6 +46,8 @@ pub enum Expr {
     Call(ScalarFn, Vec<ExprId>),
     /// A conversion, as the op `cast`.
     Cast(ExprId),
+    /// The bits as another dtype, as the op `bitcast`.
+    Bits(ExprId),
 }
 
 /// One stage of a row program: combine `expr` over the reduced axes.
@@ -300,6 +302,7 @@ impl fmt::Display for Region {
                 Expr::Acc(i) => write!(f, "acc{i}")?,
                 Expr::Call(g, args) => write!(f, "{g} {}", list(args))?,
                 Expr::Cast(x) => write!(f, "cast {x}")?,
+                Expr::Bits(x) => write!(f, "bitcast {x}")?,
             }
             writeln!(f, " : {dtype}")?;
         }

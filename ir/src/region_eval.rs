@@ -211,6 +211,7 @@ impl Run<'_> {
                 f.eval(of, &values)
             }
             Expr::Cast(x) => self.expr(*x, point, accs)?.cast(dtype),
+            Expr::Bits(x) => crate::tensor::reinterpret(self.expr(*x, point, accs)?, self.region.dtype(*x), dtype),
         })
     }
 }

@@ -4,7 +4,7 @@
 //! (round to nearest even), so an f32 result is the correctly rounded one up to double rounding;
 //! integers wrap (two's complement); integer division by zero gives 0 and `MIN / -1` wraps;
 //! comparisons give `bool`; NaN compares unequal to everything and propagates through `max`, `min`.
-use crate::DType;
+use crate::{DType, minifloat};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -73,67 +73,15 @@ pub fn wrap_int(v: i128, dtype: DType) -> i128 {
     if matches!(dtype.class(), crate::dtype::Class::Signed) && low >> (bits - 1) & 1 == 1 { low - (1i128 << bits) } else { low }
 }
 
-/// Round a float to the nearest value that `dtype` holds, ties to even.
+/// Round a float to the nearest value that `dtype` holds, ties to even; [`minifloat::encode`] has the narrow ones.
 pub fn round_float(v: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F64 => v,
         DType::F32 => f64::from(v as f32),
         DType::F16 => half::f16::from_f64(v).to_f64(),
         DType::BF16 => half::bf16::from_f64(v).to_f64(),
-        DType::F8E4M3 => decode_f8(encode_f8(v, dtype), dtype),
-        DType::F8E5M2 => decode_f8(encode_f8(v, dtype), dtype),
+        _ if dtype.is_mini() => minifloat::decode(minifloat::encode(v, dtype), dtype),
         _ => v,
-    }
-}
-
-/// Encode an 8-bit float, saturating as the ONNX `Cast` operator does by default.
-pub fn encode_f8(v: f64, dtype: DType) -> u8 {
-    let (mant_bits, bias, max) = if dtype == DType::F8E4M3 { (3i32, 7i32, 448.0) } else { (2, 15, 57344.0) };
-    let sign = if v.is_sign_negative() { 0x80u8 } else { 0 };
-    if v.is_nan() {
-        return sign | 0x7f;
-    }
-    let a = v.abs();
-    if a >= max {
-        // Saturate: infinity too.
-        let top = if dtype == DType::F8E4M3 { 0x7e } else { 0x7b };
-        return sign | top;
-    }
-    if a == 0.0 {
-        return sign;
-    }
-    let exp = (libm::ilogb(a)).max(1 - bias);
-    let unit = libm::scalbn(1.0, exp - mant_bits);
-    let q = libm::rint(a / unit);
-    let mut exp = exp;
-    let mut q = q as i64;
-    if q >= 1 << (mant_bits + 1) {
-        q >>= 1;
-        exp += 1;
-    }
-    if q < 1 << mant_bits {
-        return sign | q as u8;
-    }
-    let code = (((exp + bias) as u8) << mant_bits) | (q as u8 & ((1 << mant_bits) - 1));
-    sign | code
-}
-
-/// Decode an 8-bit float.
-pub fn decode_f8(code: u8, dtype: DType) -> f64 {
-    let (mant_bits, bias) = if dtype == DType::F8E4M3 { (3i32, 7i32) } else { (2, 15) };
-    let sign = if code & 0x80 != 0 { -1.0 } else { 1.0 };
-    let body = i32::from(code & 0x7f);
-    if dtype == DType::F8E4M3 && body == 0x7f {
-        return f64::NAN;
-    }
-    let (exp, mant) = (body >> mant_bits, body & ((1 << mant_bits) - 1));
-    if dtype == DType::F8E5M2 && exp == 31 {
-        return if mant == 0 { sign * f64::INFINITY } else { f64::NAN };
-    }
-    if exp == 0 {
-        sign * libm::scalbn(f64::from(mant), 1 - bias - mant_bits)
-    } else {
-        sign * libm::scalbn(f64::from(mant + (1 << mant_bits)), exp - bias - mant_bits)
     }
 }
 

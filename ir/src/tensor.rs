@@ -1,5 +1,5 @@
 //! Tensors on the host: constants of graphs, and what the evaluator computes with.
-use crate::{DType, Scalar, TensorType, dtype::Class, scalar};
+use crate::{DType, Scalar, TensorType, dtype::Class, minifloat, scalar};
 use memmap2::Mmap;
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -10,7 +10,7 @@ enum Bytes {
     Mapped(Arc<Mmap>, Range<usize>),
 }
 
-/// A dense row-major array, little-endian. Nibbles are packed two to a byte, low first.
+/// A dense row-major array, little-endian. Elements narrower than a byte share bytes, the first in the lowest bits.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: DType,
@@ -232,6 +232,13 @@ pub fn parse_scalar(text: &str, dtype: DType) -> Result<Scalar, String> {
     }
 }
 
+/// The bits of an element of `from` as an element of `to`, a dtype of the same width.
+pub fn reinterpret(v: Scalar, from: DType, to: DType) -> Scalar {
+    let mut bytes = [0; 8];
+    write(&mut bytes, from, 0, v);
+    read(&bytes, to, 0)
+}
+
 /// Read element `i` of packed elements.
 pub fn read(bytes: &[u8], dtype: DType, i: usize) -> Scalar {
     macro_rules! le {
@@ -245,7 +252,8 @@ pub fn read(bytes: &[u8], dtype: DType, i: usize) -> Scalar {
         DType::F32 => Scalar::F(f64::from(le!(f32))),
         DType::F16 => Scalar::F(half::f16::from_bits(le!(u16)).to_f64()),
         DType::BF16 => Scalar::F(half::bf16::from_bits(le!(u16)).to_f64()),
-        DType::F8E4M3 | DType::F8E5M2 => Scalar::F(scalar::decode_f8(bytes[i], dtype)),
+        DType::F8E4M3 | DType::F8E5M2 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz | DType::F8E8M0 => Scalar::F(minifloat::decode(bytes[i], dtype)),
+        DType::F4E2M1 => Scalar::F(minifloat::decode(minifloat::packed(bytes, dtype, i), dtype)),
         DType::I64 => Scalar::I(i128::from(le!(i64))),
         DType::I32 => Scalar::I(i128::from(le!(i32))),
         DType::I16 => Scalar::I(i128::from(le!(i16))),
@@ -254,7 +262,7 @@ pub fn read(bytes: &[u8], dtype: DType, i: usize) -> Scalar {
         DType::U32 => Scalar::I(i128::from(le!(u32))),
         DType::U16 => Scalar::I(i128::from(le!(u16))),
         DType::U8 => Scalar::I(i128::from(bytes[i])),
-        DType::I4 | DType::U4 => Scalar::I(scalar::wrap_int(i128::from(bytes[i / 2] >> (4 * (i % 2)) & 15), dtype)),
+        DType::I4 | DType::U4 | DType::I2 | DType::U2 => Scalar::I(scalar::wrap_int(minifloat::packed(bytes, dtype, i).into(), dtype)),
         DType::Bool => Scalar::B(bytes[i] != 0),
         DType::Str => Scalar::I(0),
     }
@@ -274,7 +282,9 @@ pub fn write(bytes: &mut [u8], dtype: DType, i: usize, v: Scalar) {
         DType::F32 => le!((v.f() as f32)),
         DType::F16 => le!(half::f16::from_f64(v.f()).to_bits()),
         DType::BF16 => le!(half::bf16::from_f64(v.f()).to_bits()),
-        DType::F8E4M3 | DType::F8E5M2 => bytes[i] = scalar::encode_f8(v.f(), dtype),
+        DType::F8E4M3 | DType::F8E5M2 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz | DType::F8E8M0 | DType::F4E2M1 => {
+            minifloat::pack(bytes, dtype, i, minifloat::encode(v.f(), dtype));
+        }
         DType::I64 => le!((v.i() as i64)),
         DType::I32 => le!((v.i() as i32)),
         DType::I16 => le!((v.i() as i16)),
@@ -283,10 +293,7 @@ pub fn write(bytes: &mut [u8], dtype: DType, i: usize, v: Scalar) {
         DType::U32 => le!((v.i() as u32)),
         DType::U16 => le!((v.i() as u16)),
         DType::U8 => bytes[i] = v.i() as u8,
-        DType::I4 | DType::U4 => {
-            let shift = 4 * (i % 2);
-            bytes[i / 2] = bytes[i / 2] & !(15 << shift) | ((v.i() as u8 & 15) << shift);
-        }
+        DType::I4 | DType::U4 | DType::I2 | DType::U2 => minifloat::pack(bytes, dtype, i, v.i() as u8),
         DType::Bool => bytes[i] = u8::from(v.b()),
         DType::Str => {}
     }

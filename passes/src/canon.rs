@@ -38,7 +38,7 @@ pub(crate) fn view(r: &mut Rebuild, op: &Op, operands: &[Value]) -> Result<Optio
     let inner = r.new.op(x.node).cloned();
     let below = |r: &Rebuild| r.new.operands(x.node)[0];
     Ok(match op {
-        Op::Cast { to } if *to == from.dtype => Some(x),
+        Op::Cast { to } | Op::BitCast { to } if *to == from.dtype => Some(x),
         Op::Broadcast { shape } if *shape == from.shape => Some(x),
         Op::Broadcast { shape } if matches!(inner, Some(Op::Broadcast { .. })) => {
             let base = below(r);

@@ -61,6 +61,7 @@ pub fn is_opaque(op: &Op) -> bool {
     match op {
         Op::Map(_)
         | Op::Cast { .. }
+        | Op::BitCast { .. }
         | Op::Broadcast { .. }
         | Op::Reshape { .. }
         | Op::Transpose { .. }
@@ -374,7 +375,7 @@ impl Former<'_> {
         let from = self.graph.ty(operands[0]).clone();
         let to = self.graph.ty(id.into()).clone();
         let coords = match op {
-            Op::Map(_) | Op::Cast { .. } => at,
+            Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. } => at,
             Op::Transpose { perm } => perm.iter().map(|&p| at[p].clone()).collect(),
             Op::Reshape { .. } => self.reindex(&at, &from.shape, &to.shape),
             Op::Broadcast { .. } => {
@@ -473,6 +474,10 @@ impl Former<'_> {
             Op::Cast { to } => {
                 let x = self.pull(operands[0], index, guard)?;
                 Ok(if self.region.dtype(x) == to { x } else { self.region.push(Expr::Cast(x), to) })
+            }
+            Op::BitCast { to } => {
+                let x = self.pull(operands[0], index, guard)?;
+                Ok(if self.region.dtype(x) == to { x } else { self.region.push(Expr::Bits(x), to) })
             }
             Op::Broadcast { .. } => {
                 let from = shape_of(self.graph, operands[0]);

@@ -179,7 +179,7 @@ impl Pass<'_> {
         let back = inverse(&perm);
         let shuffle = |dims: &[Dim]| -> Vec<Dim> { back.iter().map(|&b| dims[b].clone()).collect() };
         let new = match op {
-            Op::Map(_) | Op::Cast { .. } => {
+            Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. } => {
                 if operands.iter().any(|v| self.owed.get(v) != Some(&perm) && !self.cheap(*v)) {
                     return Ok(None);
                 }

@@ -15,7 +15,7 @@ macro_rules! dtypes {
             /// The name in text: `f32`.
             pub const fn name(self) -> &'static str { match self { $(DType::$Name => $text),* } }
 
-            /// Width of one element in bits (4 for packed nibbles, 8 for `bool`).
+            /// Width of one element in bits (below 8 for packed elements, 8 for `bool`).
             pub const fn bits(self) -> usize { match self { $(DType::$Name => $bits),* } }
         }
 
@@ -41,6 +41,14 @@ dtypes! {
     F8E4M3 = "f8e4m3", 8;
     /// OCP 8-bit float, 5 exponent bits.
     F8E5M2 = "f8e5m2", 8;
+    /// 8-bit float, 4 exponent bits with bias 8, no infinities, no negative zero.
+    F8E4M3Fnuz = "f8e4m3fnuz", 8;
+    /// 8-bit float, 5 exponent bits with bias 16, no infinities, no negative zero.
+    F8E5M2Fnuz = "f8e5m2fnuz", 8;
+    /// OCP MX scale: a power of two from 2^-127 to 2^127, or NaN.
+    F8E8M0 = "f8e8m0", 8;
+    /// OCP MX 4-bit float, 2 exponent bits, neither infinities nor NaN, two to a byte, low nibble first.
+    F4E2M1 = "f4e2m1", 4;
     /// 64-bit signed.
     I64 = "i64", 64;
     /// 32-bit signed.
@@ -51,6 +59,8 @@ dtypes! {
     I8 = "i8", 8;
     /// 4-bit signed, two to a byte, low nibble first.
     I4 = "i4", 4;
+    /// 2-bit signed, four to a byte, lowest bits first.
+    I2 = "i2", 2;
     /// 64-bit unsigned.
     U64 = "u64", 64;
     /// 32-bit unsigned.
@@ -61,12 +71,14 @@ dtypes! {
     U8 = "u8", 8;
     /// 4-bit unsigned, two to a byte, low nibble first.
     U4 = "u4", 4;
+    /// 2-bit unsigned, four to a byte, lowest bits first.
+    U2 = "u2", 2;
     /// Boolean, one byte, 0 or 1.
     Bool = "bool", 8;
 }
 
 impl DType {
-    /// Bytes that `count` elements take (nibbles packed two to a byte), or `None` beyond 64 bits.
+    /// Bytes that `count` elements take (those narrower than a byte packed), or `None` beyond 64 bits.
     pub const fn bytes(self, count: usize) -> Option<usize> {
         match count.checked_mul(self.bits()) {
             Some(bits) => Some(bits.div_ceil(8)),

@@ -25,7 +25,7 @@ pub fn point_ps(region: &Region, roots: &[ExprId]) -> i64 {
                 ps += call_ps(*f) * lanes_factor / 32;
                 todo.extend(xs);
             }
-            Expr::Cast(x) => {
+            Expr::Cast(x) | Expr::Bits(x) => {
                 ps += 2 * lanes_factor;
                 todo.push(*x);
             }

@@ -5,7 +5,7 @@
 //! flat address of a load is analysed along the vector axis: step 0 is a scalar load, step 1 a contiguous one,
 //! anything else a gather; guards and tails become masks.
 //!
-//! Narrow floats and nibbles are held in registers as `f32` and `i8` ([`reg`]) and rounded to their own dtype after
+//! Narrow floats and integers of less than a byte are held in registers as `f32` and `i8` ([`reg`]) and rounded to their own dtype after
 //! each function that can leave it, as the reference does.
 use crate::tile::{Access, Buf, Builder, ReduceFn, Ty, Val};
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, Sym, dim::Atom};
@@ -14,9 +14,10 @@ use std::collections::{BTreeMap, HashMap};
 /// The dtype in which a register holds a value of `dtype`.
 pub fn reg(dtype: DType) -> DType {
     match dtype {
-        DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => DType::F32,
-        DType::I4 => DType::I8,
-        DType::U4 => DType::U8,
+        DType::F16 | DType::BF16 => DType::F32,
+        d if d.is_mini() => DType::F32,
+        DType::I4 | DType::I2 => DType::I8,
+        DType::U4 | DType::U2 => DType::U8,
         other => other,
     }
 }
@@ -143,7 +144,7 @@ impl<'r> Env<'r> {
                 }
                 Expr::Acc(i) => accs |= 1 << i,
                 Expr::Call(_, xs) => xs.iter().for_each(|x| visit(*x, &env)),
-                Expr::Cast(x) => visit(*x, &env),
+                Expr::Cast(x) | Expr::Bits(x) => visit(*x, &env),
             }
             env.axes.push(axes | own);
             env.accs.push(accs);
@@ -424,6 +425,19 @@ impl<'r> Env<'r> {
                 let v = self.masked(b, x, p, mask);
                 convert(b, v, dtype)
             }
+            Expr::Bits(x) => {
+                let from = self.region.dtype(x);
+                // Out of memory as they are: a register of another dtype would quiet a NaN.
+                let v = match self.region.expr(x).clone() {
+                    Expr::Load { arg, index, guard } => self.load_raw(b, arg as usize, &index, guard, p, mask),
+                    _ => {
+                        let v = self.masked(b, x, p, mask);
+                        b.cast(v, from)
+                    }
+                };
+                let v = b.bitcast(v, b.ty(v).with(dtype));
+                b.cast(v, reg(dtype))
+            }
         };
         p.memo.insert((id, mask), v);
         v
@@ -448,6 +462,12 @@ impl<'r> Env<'r> {
     }
 
     fn load(&mut self, b: &mut Builder, arg: usize, index: &[Dim], guard: Option<ExprId>, p: &mut Point, mask: Option<Val>) -> Val {
+        let v = self.load_raw(b, arg, index, guard, p, mask);
+        b.cast(v, reg(self.region.args[arg].dtype))
+    }
+
+    /// As [`Env::load`], in the dtype of memory.
+    fn load_raw(&mut self, b: &mut Builder, arg: usize, index: &[Dim], guard: Option<ExprId>, p: &mut Point, mask: Option<Val>) -> Val {
         let buf = self.args[arg];
         let dtype = self.region.args[arg].dtype;
         let guard = guard.map(|g| self.masked(b, g, p, mask));
@@ -457,7 +477,7 @@ impl<'r> Env<'r> {
         };
         let at = Self::flat(&self.region.args[arg].shape, index);
         let lanes = self.lanes(&at, p);
-        let v = match (p.vector, lanes) {
+        match (p.vector, lanes) {
             (None, _) | (_, Lanes::Step(0)) if mask.is_none_or(|m| b.ty(m).is_scalar()) => {
                 let at = self.part(b, &at, p, mask);
                 when_scalar(b, mask, Ty::Scalar(dtype), |b| b.load(buf, at, 1))
@@ -498,8 +518,7 @@ impl<'r> Env<'r> {
                 }
             }
             (None, _) => unreachable!("a mask is a scalar in scalar mode"),
-        };
-        b.cast(v, reg(dtype))
+        }
     }
 
     /// Write output `i` at a point.
@@ -547,7 +566,7 @@ impl<'r> Env<'r> {
             }
             let operands: Vec<ExprId> = match self.region.expr(id) {
                 Expr::Call(_, xs) => xs.clone(),
-                Expr::Cast(x) => vec![*x],
+                Expr::Cast(x) | Expr::Bits(x) => vec![*x],
                 // Values inside the index of a guarded load may be asked for only where the guard holds.
                 Expr::Load { guard: Some(g), .. } => vec![*g],
                 Expr::Load { index, guard: None, .. } => values(index),

@@ -52,7 +52,7 @@ pub(super) fn any_index(region: &Region, id: ExprId, test: &dyn Fn(&Dim) -> bool
         Expr::Index(d) => through(d),
         Expr::Load { index, guard, .. } => index.iter().any(through) || guard.is_some_and(|g| any_index(region, g, test)),
         Expr::Call(_, xs) => xs.iter().any(|x| any_index(region, *x, test)),
-        Expr::Cast(x) => any_index(region, *x, test),
+        Expr::Cast(x) | Expr::Bits(x) => any_index(region, *x, test),
         Expr::Float(_) | Expr::Int(_) | Expr::Acc(_) => false,
     }
 }
@@ -86,6 +86,7 @@ impl<'a> Rewrite<'a> {
             }
             Expr::Call(f, args) => Expr::Call(*f, args.iter().map(|a| self.expr(*a)).collect()),
             Expr::Cast(x) => Expr::Cast(self.expr(*x)),
+            Expr::Bits(x) => Expr::Bits(self.expr(*x)),
             Expr::Float(_) | Expr::Int(_) | Expr::Acc(_) => expr.clone(),
         };
         let to = self.to.push(expr, *dtype);

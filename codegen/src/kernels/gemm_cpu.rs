@@ -167,7 +167,7 @@ pub(super) fn fits_i16(region: &Region, id: ExprId) -> bool {
         match region.expr(id) {
             Expr::Cast(x) if region.dtype(id).is_int() && region.dtype(id).bits() >= 16 => byte(region, *x),
             Expr::Int(v) => (-256..=255).contains(v),
-            _ => matches!(region.dtype(id), DType::I8 | DType::U8 | DType::I4 | DType::U4),
+            _ => region.dtype(id).is_int() && region.dtype(id).bits() <= 8,
         }
     }
     match region.expr(id) {

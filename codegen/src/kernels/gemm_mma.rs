@@ -167,7 +167,7 @@ fn uniform(env: &Env<'_>, id: ExprId, axis: usize, lanes: i64) -> bool {
         Expr::Float(_) | Expr::Int(_) => true,
         Expr::Index(d) => !d.any_atom(&|a| matches!(a, Atom::Value(_))) && env.lanes_along(d, axis, Some(lanes)) == Lanes::Step(0),
         Expr::Call(_, xs) => xs.iter().all(|x| uniform(env, *x, axis, lanes)),
-        Expr::Cast(x) => uniform(env, *x, axis, lanes),
+        Expr::Cast(x) | Expr::Bits(x) => uniform(env, *x, axis, lanes),
         Expr::Load { .. } | Expr::Acc(_) => false,
     }
 }
@@ -191,7 +191,7 @@ fn along(env: &Env<'_>, id: ExprId, axis: usize) -> bool {
             env.lanes_along(&at, axis, Some(2)) == Lanes::Step(1)
         }
         Expr::Call(_, xs) => xs.iter().any(|x| along(env, *x, axis)),
-        Expr::Cast(x) => along(env, *x, axis),
+        Expr::Cast(x) | Expr::Bits(x) => along(env, *x, axis),
         Expr::Float(_) | Expr::Int(_) | Expr::Index(_) | Expr::Acc(_) => false,
     }
 }

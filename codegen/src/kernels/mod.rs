@@ -31,6 +31,7 @@ mod micro;
 pub mod naive;
 pub mod nest;
 pub mod pack;
+pub mod packed;
 pub mod reduce;
 pub mod resize;
 pub mod rewrite;
@@ -203,6 +204,7 @@ pub const FAMILIES: &[Family] = &[
     gemm_mma::FAMILY,
     gemm_gpu::FAMILY,
     elementwise::FAMILY,
+    packed::FAMILY,
     reduce::FAMILY,
     gemm_cpu::FAMILY,
     depthwise_cpu::FAMILY,

@@ -477,7 +477,7 @@ fn uses(region: &Region, user: ExprId, what: ExprId) -> bool {
     for i in what.0 as usize + 1..=user.0 as usize {
         from[i] = match &region.exprs[i].0 {
             Expr::Call(_, xs) => xs.iter().any(|x| from[x.0 as usize]),
-            Expr::Cast(x) => from[x.0 as usize],
+            Expr::Cast(x) | Expr::Bits(x) => from[x.0 as usize],
             _ => false,
         };
     }

@@ -261,7 +261,11 @@ impl Copier<'_> {
                 let x = self.copy(out, x);
                 out.push(Expr::Cast(x), dtype)
             }
-            leaf => out.push(leaf, dtype),
+            Expr::Bits(x) => {
+                let x = self.copy(out, x);
+                out.push(Expr::Bits(x), dtype)
+            }
+            leaf @ (Expr::Float(_) | Expr::Int(_)) => out.push(leaf, dtype),
         };
         self.done.insert(id, new);
         new

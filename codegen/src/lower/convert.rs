@@ -1,7 +1,11 @@
 //! Conversions between element types, as `Scalar::cast` defines them.
 use super::Mlir;
 use crate::tile::Ty;
-use pavage_ir::{DType, Scalar, dtype::Class};
+use pavage_ir::{
+    DType, Scalar,
+    dtype::Class,
+    minifloat::{Mini, Special},
+};
 
 /// Convert `v` of type `from` to `dtype`.
 pub fn cast(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
@@ -49,18 +53,18 @@ pub fn cast(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
                 std::cmp::Ordering::Greater => e.op(&format!("arith.extui {v} : {ta} to {tb}")),
                 std::cmp::Ordering::Less => e.op(&format!("arith.trunci {v} : {ta} to {tb}")),
             };
-            if b.bits() == 4 { wrap_nibble(e, &r, to) } else { r }
+            if b.is_packed() { wrap_packed(e, &r, to) } else { r }
         }
     }
 }
 
-/// Keep the low nibble of each byte, extended by the sign of the dtype.
-pub fn wrap_nibble(e: &mut Mlir, v: &str, ty: Ty) -> String {
+/// Keep the low bits of each byte that an element narrower than a byte has, extended by the sign of the dtype.
+pub fn wrap_packed(e: &mut Mlir, v: &str, ty: Ty) -> String {
     let t = e.ty(ty);
-    let four = e.constant(Scalar::I(4), ty.with(DType::I8));
-    let up = e.op(&format!("arith.shli {v}, {four} : {t}"));
-    let shift = if ty.dtype() == DType::I4 { "shrsi" } else { "shrui" };
-    e.op(&format!("arith.{shift} {up}, {four} : {t}"))
+    let rest = e.constant(Scalar::I(8 - ty.dtype().bits() as i128), ty.with(DType::I8));
+    let up = e.op(&format!("arith.shli {v}, {rest} : {t}"));
+    let shift = if ty.dtype().class() == Class::Signed { "shrsi" } else { "shrui" };
+    e.op(&format!("arith.{shift} {up}, {rest} : {t}"))
 }
 
 /// A float to an integer of at most 16 bits: clamped as a float, converted by the one vector instruction that x86 has, cut.
@@ -122,8 +126,10 @@ fn float(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
             let h = e.op(&format!("arith.bitcast {up} : {t16} to {half}"));
             e.op(&format!("arith.extf {h} : {half} to {t32}"))
         }
-        (DType::F8E4M3, DType::F32) => from_e4m3(e, v, from),
-        (DType::F32, DType::F8E4M3 | DType::F8E5M2) => to_f8(e, v, from, dtype),
+        (DType::F8E8M0, DType::F32) => from_e8m0(e, v, from),
+        (DType::F32, DType::F8E8M0) => to_e8m0(e, v, from),
+        (d, DType::F32) if let Some(format) = Mini::of(d) => from_mini(e, v, from, format),
+        (DType::F32, d) if let Some(format) = Mini::of(d) => to_mini(e, v, from, d, format),
         _ if native(a) && native(b) && (a == DType::F32 || b == DType::F32) => {
             let op = if b.bits() > a.bits() { "extf" } else { "truncf" };
             let r = e.op(&format!("arith.{op} {v} : {ta} to {tb}"));
@@ -168,34 +174,42 @@ fn select(e: &Mlir, cond: &str, yes: &str, no: &str, ty: Ty) -> String {
     }
 }
 
-fn from_e4m3(e: &mut Mlir, v: &str, from: Ty) -> String {
+fn from_mini(e: &mut Mlir, v: &str, from: Ty, format: Mini) -> String {
     let ints = from.with(DType::I32);
     let f32t = from.with(DType::F32);
     let (ta, ti, tf) = (e.ty(from), e.ty(ints), e.ty(f32t));
     let wide = e.op(&format!("arith.extui {v} : {ta} to {ti}"));
-    let [body_mask, sign_mask, twenty, twenty_four, nan_code] = [0x7f, 0x80, 20, 24, 0x7f].map(|c| e.constant(Scalar::I(c), ints));
+    let sign = i128::from(format.sign());
+    let [body_mask, sign_mask, up_by, sign_by] =
+        [sign - 1, sign, 23 - i128::from(format.mantissa), 31 - i128::from(format.body)].map(|c| e.constant(Scalar::I(c), ints));
     let body = e.op(&format!("arith.andi {wide}, {body_mask} : {ti}"));
     let sign = e.op(&format!("arith.andi {wide}, {sign_mask} : {ti}"));
-    let up = e.op(&format!("arith.shli {body}, {twenty} : {ti}"));
-    let sign_up = e.op(&format!("arith.shli {sign}, {twenty_four} : {ti}"));
+    let up = e.op(&format!("arith.shli {body}, {up_by} : {ti}"));
+    let sign_up = e.op(&format!("arith.shli {sign}, {sign_by} : {ti}"));
     let bits = e.op(&format!("arith.ori {up}, {sign_up} : {ti}"));
     let tiny = e.op(&format!("arith.bitcast {bits} : {ti} to {tf}"));
-    // Exponent bias 127 against 7: exact, subnormals included.
-    let scale = e.constant(Scalar::F(2f64.powi(120)), f32t);
+    // From one exponent bias to the other: exact, subnormals included.
+    let scale = e.constant(Scalar::F(2f64.powi(127 - format.bias)), f32t);
     let value = e.op(&format!("arith.mulf {tiny}, {scale} : {tf}"));
+    let (code, of) = match format.special {
+        Special::TopNan => (i128::from(format.largest()) + 1, &body),
+        Special::ZeroNan => (i128::from(format.sign()), &wide),
+        Special::Ieee | Special::Finite => return value,
+    };
+    let code = e.constant(Scalar::I(code), ints);
     let nan = e.constant(Scalar::F(f64::NAN), f32t);
-    let is_nan = e.op(&format!("arith.cmpi eq, {body}, {nan_code} : {ti}"));
+    let is_nan = e.op(&format!("arith.cmpi eq, {of}, {code} : {ti}"));
     e.op(&select(e, &is_nan, &nan, &value, f32t))
 }
 
-/// Round `f32` to the code of an 8-bit float, saturating.
-fn to_f8(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
-    let (mant, bias, max, top) = if dtype == DType::F8E4M3 { (3i32, 7i32, 448.0, 0x7e) } else { (2, 15, 57344.0, 0x7b) };
+/// Round `f32` to the code of a narrow float, as `minifloat::encode` does.
+fn to_mini(e: &mut Mlir, v: &str, from: Ty, dtype: DType, format: Mini) -> String {
+    let (mant, bias) = (format.mantissa as i32, format.bias);
     let ints = from.with(DType::I32);
     let (tf, ti, tb) = (e.ty(from), e.ty(ints), e.ty(from.with(dtype)));
     let bits = e.op(&format!("arith.bitcast {v} : {tf} to {ti}"));
-    let [abs_mask, drop, one, top, nan_code, sign_shift, sign_mask] =
-        [0x7fff_ffff, i128::from(23 - mant), 1, top, 0x7f, 24, 0x80].map(|c| e.constant(Scalar::I(c), ints));
+    let [abs_mask, drop, one, sign_shift, sign_mask] =
+        [0x7fff_ffff, i128::from(23 - mant), 1, 31 - i128::from(format.body), i128::from(format.sign())].map(|c| e.constant(Scalar::I(c), ints));
     let a_bits = e.op(&format!("arith.andi {bits}, {abs_mask} : {ti}"));
     let a = e.op(&format!("arith.bitcast {a_bits} : {ti} to {tf}"));
     // Normal codes: round the mantissa in the integer, then shift the exponent's bias.
@@ -217,13 +231,64 @@ fn to_f8(e: &mut Mlir, v: &str, from: Ty, dtype: DType) -> String {
     let smallest = e.constant(Scalar::F(2f64.powi(1 - bias)), from);
     let is_tiny = e.op(&format!("arith.cmpf olt, {a}, {smallest} : {tf}"));
     let code = e.op(&select(e, &is_tiny, &tiny, &normal, ints));
-    let largest = e.constant(Scalar::F(max), from);
-    let is_large = e.op(&format!("arith.cmpf oge, {a}, {largest} : {tf}"));
-    let code = e.op(&select(e, &is_large, &top, &code, ints));
-    let is_nan = e.op(&format!("arith.cmpf uno, {v}, {v} : {tf}"));
-    let code = e.op(&select(e, &is_nan, &nan_code, &code, ints));
     let sign = e.op(&format!("arith.shrui {bits}, {sign_shift} : {ti}"));
     let sign = e.op(&format!("arith.andi {sign}, {sign_mask} : {ti}"));
+    // Codes are in order, so what is too large, infinity among it, is above the largest.
+    let largest = i128::from(format.largest());
+    let is_nan = e.op(&format!("arith.cmpf uno, {v}, {v} : {tf}"));
+    let (limit, nan_code) = match format.special {
+        Special::Ieee => (largest + 1, i128::from(format.sign()) - 1),
+        Special::TopNan => (largest + 1, largest + 1),
+        Special::Finite => (largest, 0),
+        Special::ZeroNan => (largest + 1, largest + 1),
+    };
+    let (limit, nan_code) = (e.constant(Scalar::I(limit), ints), e.constant(Scalar::I(nan_code), ints));
+    let code = e.op(&format!("arith.minui {code}, {limit} : {ti}"));
+    let code = e.op(&select(e, &is_nan, &nan_code, &code, ints));
+    let sign = match format.special {
+        Special::Ieee | Special::TopNan => sign,
+        Special::Finite => {
+            // The one stand-in for NaN is the negative zero.
+            e.op(&select(e, &is_nan, &sign_mask, &sign, ints))
+        }
+        Special::ZeroNan => {
+            // No sign with zero, nor with NaN, whose code is the sign bit itself.
+            let zero = e.constant(Scalar::I(0), ints);
+            let plain = e.op(&format!("arith.cmpi eq, {code}, {zero} : {ti}"));
+            let signless = e.op(&format!("arith.cmpi uge, {code}, {limit} : {ti}"));
+            let drop = e.op(&format!("arith.ori {plain}, {signless} : {}", e.ty(ints.with(DType::Bool))));
+            e.op(&select(e, &drop, &zero, &sign, ints))
+        }
+    };
     let code = e.op(&format!("arith.ori {code}, {sign} : {ti}"));
+    e.op(&format!("arith.trunci {code} : {ti} to {tb}"))
+}
+
+fn from_e8m0(e: &mut Mlir, v: &str, from: Ty) -> String {
+    let (ints, f32t) = (from.with(DType::I32), from.with(DType::F32));
+    let (ta, ti, tf) = (e.ty(from), e.ty(ints), e.ty(f32t));
+    let wide = e.op(&format!("arith.extui {v} : {ta} to {ti}"));
+    let [zero, tiny, twenty_three, top] = [0, 0x40_0000, 23, 255].map(|c| e.constant(Scalar::I(c), ints));
+    let up = e.op(&format!("arith.shli {wide}, {twenty_three} : {ti}"));
+    let least = e.op(&format!("arith.cmpi eq, {wide}, {zero} : {ti}"));
+    let bits = e.op(&select(e, &least, &tiny, &up, ints));
+    let value = e.op(&format!("arith.bitcast {bits} : {ti} to {tf}"));
+    let nan = e.constant(Scalar::F(f64::NAN), f32t);
+    let is_nan = e.op(&format!("arith.cmpi eq, {wide}, {top} : {ti}"));
+    e.op(&select(e, &is_nan, &nan, &value, f32t))
+}
+
+fn to_e8m0(e: &mut Mlir, v: &str, from: Ty) -> String {
+    let ints = from.with(DType::I32);
+    let (tf, ti, tb) = (e.ty(from), e.ty(ints), e.ty(from.with(DType::F8E8M0)));
+    let bits = e.op(&format!("arith.bitcast {v} : {tf} to {ti}"));
+    let [abs_mask, normal, half, quarter, shift, top] = [0x7fff_ffff, 0x80_0000, 0x40_0000, 0x20_0000, 23, 255].map(|c| e.constant(Scalar::I(c), ints));
+    let a = e.op(&format!("arith.andi {bits}, {abs_mask} : {ti}"));
+    // Half a step of the mantissa, which below the normal numbers is half as wide.
+    let below = e.op(&format!("arith.cmpi ult, {a}, {normal} : {ti}"));
+    let step = e.op(&select(e, &below, &quarter, &half, ints));
+    let sum = e.op(&format!("arith.addi {a}, {step} : {ti}"));
+    let code = e.op(&format!("arith.shrui {sum}, {shift} : {ti}"));
+    let code = e.op(&format!("arith.minui {code}, {top} : {ti}"));
     e.op(&format!("arith.trunci {code} : {ti} to {tb}"))
 }

@@ -28,19 +28,19 @@ pub fn function(kernel: &Kernel, cpu: &Cpu) -> Result<String, LowerError> {
     Ok(format!("llvm.func @{}(%bufs: !llvm.ptr, %dims: !llvm.ptr, %lo: i64, %hi: i64) {{\n{}}}\n", kernel.name, l.e.text))
 }
 
-struct Lowering<'k> {
-    e: Mlir,
+pub(super) struct Lowering<'k> {
+    pub(super) e: Mlir,
     kernel: &'k Kernel,
     cpu: &'k Cpu,
     names: HashMap<Val, String>,
     consts: HashMap<Val, Scalar>,
-    pointers: Vec<String>,
+    pub(super) pointers: Vec<String>,
     /// Address of (buffer, base index), per open block: an address made in a block is good in the blocks inside it.
     addresses: Vec<HashMap<(Buf, Val), String>>,
 }
 
 impl Lowering<'_> {
-    fn fail(&self, what: &str) -> LowerError {
+    pub(super) fn fail(&self, what: &str) -> LowerError {
         LowerError { kernel: self.kernel.name.clone(), device: "cpu", what: what.to_owned() }
     }
 
@@ -73,11 +73,11 @@ impl Lowering<'_> {
         }
     }
 
-    fn name(&self, v: Val) -> &str {
+    pub(super) fn name(&self, v: Val) -> &str {
         &self.names[&v]
     }
 
-    fn ty(&self, v: Val) -> Ty {
+    pub(super) fn ty(&self, v: Val) -> Ty {
         self.kernel.ty(v)
     }
 
@@ -134,7 +134,8 @@ impl Lowering<'_> {
             Op::Bitcast => {
                 let (from, to) = (self.mlir_types(&s.args), self.e.ty(result_ty));
                 let v = arg(self, 0);
-                if from == to { v } else { self.e.op(&format!("llvm.bitcast {v} : {from} to {to}")) }
+                let v = if from == to { v } else { self.e.op(&format!("llvm.bitcast {v} : {from} to {to}")) };
+                if result_ty.dtype().is_packed() { convert::wrap_packed(&mut self.e, &v, result_ty) } else { v }
             }
             Op::Splat => {
                 if let Some(c) = self.consts.get(&s.args[0]).copied() {
@@ -310,7 +311,7 @@ impl Lowering<'_> {
 
     // ---- lanes ----
 
-    fn shuffle(&mut self, a: &str, b: &str, ty: Ty, mask: &[u16]) -> String {
+    pub(super) fn shuffle(&mut self, a: &str, b: &str, ty: Ty, mask: &[u16]) -> String {
         let t = self.e.ty(ty);
         let mask: Vec<String> = mask.iter().map(u16::to_string).collect();
         if mask.len() == 1 {
@@ -362,9 +363,9 @@ impl Lowering<'_> {
 
     // ---- memory ----
 
-    fn address(&mut self, buf: Buf, index: Val, offset: i64) -> String {
+    pub(super) fn address(&mut self, buf: Buf, index: Val, offset: i64) -> String {
         let dtype = self.kernel.buf(buf).dtype;
-        let (elem, per_byte) = if dtype.bits() == 4 { ("i8", 2) } else { (memory(dtype), 1) };
+        let (elem, per_byte) = if dtype.is_packed() { ("i8", 8 / dtype.bits() as i64) } else { (memory(dtype), 1) };
         let base = match self.addresses.iter().rev().find_map(|m| m.get(&(buf, index))) {
             Some(p) => p.clone(),
             None => {
@@ -374,9 +375,9 @@ impl Lowering<'_> {
                     pointer
                 } else {
                     let mut i = self.name(index).to_owned();
-                    if per_byte == 2 {
-                        let one = self.e.index(1);
-                        i = self.e.op(&format!("arith.shrsi {i}, {one} : i64"));
+                    if per_byte > 1 {
+                        let shift = self.e.index(per_byte.ilog2().into());
+                        i = self.e.op(&format!("arith.shrsi {i}, {shift} : i64"));
                     }
                     self.e.op(&format!("llvm.getelementptr {pointer}[{i}] : (!llvm.ptr, i64) -> !llvm.ptr, {elem}"))
                 };
@@ -425,8 +426,8 @@ impl Lowering<'_> {
 
     fn load(&mut self, s: &Stmt, offset: i64, ty: Ty) -> Result<String, LowerError> {
         let (t, align) = self.memory_ty(ty);
-        if ty.dtype().bits() == 4 {
-            return self.load_nibbles(s, offset, ty);
+        if ty.dtype().is_packed() {
+            return self.load_packed(s, offset, ty, false);
         }
         let mask = s.args.get(1).map(|m| self.name(*m).to_owned());
         let Some(mask) = mask else {
@@ -470,8 +471,8 @@ impl Lowering<'_> {
     fn store(&mut self, s: &Stmt, offset: i64) -> Result<(), LowerError> {
         let ty = self.ty(s.args[1]);
         let (t, align) = self.memory_ty(ty);
-        if ty.dtype().bits() == 4 {
-            return self.store_nibbles(s, offset, ty);
+        if ty.dtype().is_packed() {
+            return self.store_packed(s, offset, ty);
         }
         let v = self.name(s.args[1]).to_owned();
         let v = self.before_store(v, ty);
@@ -491,69 +492,12 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Two elements to a byte, low nibble first. A vector starts at an even index; a scalar may be anywhere.
-    fn load_nibbles(&mut self, s: &Stmt, offset: i64, ty: Ty) -> Result<String, LowerError> {
-        if s.args.len() > 1 || (!ty.is_scalar() && ty.lanes() % 2 == 1) {
-            return Err(self.fail(&format!("masked or odd load of {ty}")));
-        }
-        if ty.is_scalar() {
-            let k = self.e.index(offset);
-            let at = self.e.op(&format!("arith.addi {}, {k} : i64", self.name(s.args[0])));
-            let one = self.e.index(1);
-            let byte = self.e.op(&format!("arith.shrsi {at}, {one} : i64"));
-            let pointer = self.pointers[s.bufs[0].0 as usize].clone();
-            let p = self.e.op(&format!("llvm.getelementptr {pointer}[{byte}] : (!llvm.ptr, i64) -> !llvm.ptr, i8"));
-            let v = self.e.op(&format!("llvm.load {p} {{alignment = 1 : i64}} : !llvm.ptr -> i8"));
-            let odd = self.e.op(&format!("arith.trunci {at} : i64 to i1"));
-            let four = self.e.constant(Scalar::I(4), Ty::Scalar(DType::U8));
-            let high = self.e.op(&format!("arith.shrui {v}, {four} : i8"));
-            let v = self.e.op(&format!("arith.select {odd}, {high}, {v} : i8"));
-            return Ok(convert::wrap_nibble(&mut self.e, &v, ty));
-        }
-        let half = Ty::of_lanes(DType::U8, ty.lanes() / 2);
-        let t = self.e.ty(half);
-        let p = self.address(s.bufs[0], s.args[0], offset);
-        let low = self.e.op(&format!("llvm.load {p} {{alignment = 1 : i64}} : !llvm.ptr -> {t}"));
-        let four = self.e.constant(Scalar::I(4), half);
-        let high = self.e.op(&format!("arith.shrui {low}, {four} : {t}"));
-        let v = if half.is_scalar() {
-            self.e.op(&format!("vector.from_elements {low}, {high} : vector<2xi8>"))
-        } else {
-            let n = half.lanes() as u16;
-            let mask: Vec<u16> = (0..n).flat_map(|i| [i, n + i]).collect();
-            self.shuffle(&low, &high, half, &mask)
-        };
-        Ok(convert::wrap_nibble(&mut self.e, &v, ty))
-    }
-
-    fn store_nibbles(&mut self, s: &Stmt, offset: i64, ty: Ty) -> Result<(), LowerError> {
-        if s.args.len() > 2 || ty.lanes() % 2 == 1 {
-            return Err(self.fail(&format!("masked or odd store of {ty}")));
-        }
-        let n = ty.lanes() as u16;
-        let v = self.name(s.args[1]).to_owned();
-        let half = Ty::of_lanes(DType::U8, usize::from(n) / 2);
-        let pick = |l: &mut Self, odd: u16| {
-            let mask: Vec<u16> = (0..n / 2).map(|i| 2 * i + odd).collect();
-            l.shuffle(&v, &v, ty, &mask)
-        };
-        let (low, high) = (pick(self, 0), pick(self, 1));
-        let t = self.e.ty(half);
-        let (fifteen, four) = (self.e.constant(Scalar::I(15), half), self.e.constant(Scalar::I(4), half));
-        let low = self.e.op(&format!("arith.andi {low}, {fifteen} : {t}"));
-        let high = self.e.op(&format!("arith.shli {high}, {four} : {t}"));
-        let bytes = self.e.op(&format!("arith.ori {low}, {high} : {t}"));
-        let p = self.address(s.bufs[0], s.args[0], offset);
-        self.e.line(&format!("llvm.store {bytes}, {p} {{alignment = 1 : i64}} : {t}, !llvm.ptr"));
-        Ok(())
-    }
-
     /// Pointers to the elements at a vector of indices, and their type.
     fn pointers_at(&mut self, s: &Stmt, offset: i64) -> Result<(String, Ty), LowerError> {
         let buf = s.bufs[0];
         let dtype = self.kernel.buf(buf).dtype;
-        if dtype.bits() == 4 {
-            return Err(self.fail("gather or scatter of nibbles"));
+        if dtype.is_packed() {
+            return Err(self.fail("scatter of elements that share bytes"));
         }
         let ty = self.ty(s.args[0]);
         let mut i = self.name(s.args[0]).to_owned();
@@ -577,6 +521,9 @@ impl Lowering<'_> {
     }
 
     fn gather(&mut self, s: &Stmt, offset: i64, ty: Ty) -> Result<String, LowerError> {
+        if ty.dtype().is_packed() {
+            return self.load_packed(s, offset, ty, true);
+        }
         let (p, _) = self.pointers_at(s, offset)?;
         let (t, align) = self.memory_ty(ty);
         let v = if ty.is_scalar() {

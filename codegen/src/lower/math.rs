@@ -1,7 +1,7 @@
 //! Scalar functions of the table on values of any dtype, scalar or vector: which arithmetic each becomes.
 use super::{
     Mlir,
-    convert::{cast, to_f32_or_f64, wrap_nibble},
+    convert::{cast, to_f32_or_f64, wrap_packed},
     float::Float,
 };
 use crate::tile::Ty;
@@ -79,7 +79,7 @@ fn integer(e: &mut Mlir, f: ScalarFn, ty: Ty, args: &[String], consts: &[Option<
     let t = e.ty(ty);
     let signed = ty.dtype().class() == Class::Signed;
     let s = if signed { "s" } else { "u" };
-    let nibble = ty.dtype().bits() == 4;
+    let packed = ty.dtype().is_packed();
     let (a, b) = (&args[0], args.get(1).unwrap_or(&args[0]));
     let two = |e: &mut Mlir, op: &str, a: &str, b: &str| e.op(&format!("arith.{op} {a}, {b} : {t}"));
     let compare = |e: &mut Mlir, p: &str, sign: bool| e.op(&format!("arith.cmpi {}{p}, {a}, {b} : {t}", if sign { s } else { "" }));
@@ -161,7 +161,7 @@ fn integer(e: &mut Mlir, f: ScalarFn, ty: Ty, args: &[String], consts: &[Option<
         ScalarFn::Ge => return compare(e, "ge", true),
         _ => unreachable!("{f} takes no integers: the checker says so"),
     };
-    if nibble { wrap_nibble(e, &r, ty) } else { r }
+    if packed { wrap_packed(e, &r, ty) } else { r }
 }
 
 /// Quotient toward zero and remainder; by zero both are 0, and the smallest integer by -1 wraps, without trapping.

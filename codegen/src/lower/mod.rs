@@ -5,6 +5,7 @@ mod elementary;
 pub mod float;
 pub mod math;
 pub mod nvvm;
+mod packed;
 
 use crate::tile::Ty;
 use pavage_ir::{DType, Scalar};
@@ -116,7 +117,8 @@ pub fn register(dtype: DType) -> &'static str {
         DType::I32 | DType::U32 => "i32",
         DType::I16 | DType::U16 => "i16",
         DType::Bool => "i1",
-        DType::F8E4M3 | DType::F8E5M2 | DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::Str => "i8",
+        DType::F8E4M3 | DType::F8E5M2 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz | DType::F8E8M0 | DType::F4E2M1 => "i8",
+        DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::I2 | DType::U2 | DType::Str => "i8",
     }
 }
 
@@ -133,7 +135,7 @@ fn literal(value: Scalar, dtype: DType) -> String {
         DType::F32 => format!("0x{:08X}", (v.f() as f32).to_bits()),
         DType::F16 => format!("0x{:04X}", half::f16::from_f64(v.f()).to_bits()),
         DType::BF16 => (half::bf16::from_f64(v.f()).to_bits() as i16).to_string(),
-        DType::F8E4M3 | DType::F8E5M2 => (pavage_ir::scalar::encode_f8(v.f(), dtype) as i8).to_string(),
+        _ if dtype.is_mini() => (pavage_ir::minifloat::encode(v.f(), dtype) as i8).to_string(),
         DType::Bool => v.b().to_string(),
         // Unsigned values beyond the signed range are written as their two's complement.
         DType::U64 => (v.i() as u64 as i64).to_string(),

@@ -418,7 +418,7 @@ fn conversions(from: DType, to: DType) -> Kernel {
 #[test]
 fn conversions_are_those_of_scalar() {
     use DType::*;
-    let types = [F64, F32, F16, BF16, F8E4M3, F8E5M2, I64, I32, I8, U64, U8, U4, I4, Bool];
+    let types = [F64, F32, F16, BF16, F8E4M3, F8E5M2, F8E4M3Fnuz, F8E5M2Fnuz, F8E8M0, F4E2M1, I64, I32, I8, U64, U8, U4, I4, I2, U2, Bool];
     let mut noise = Noise(8);
     for from in types {
         let mut kernels = vec![];
@@ -430,31 +430,12 @@ fn conversions_are_those_of_scalar() {
         let all: Vec<Kernel> = kernels.iter().map(|(k, _)| k.clone()).collect();
         let lib = load(&all, "native");
         let n = 512;
-        // Plain numbers and arbitrary bits alike; NaN payloads may differ, so none.
-        let mut data = vec![];
-        for i in 0..n {
+        // Plain numbers and arbitrary bits alike; NaN payloads may differ.
+        let values = (0..n).map(|i| {
             let s = Scalar::F(if i % 2 == 0 { noise.unit() * 300.0 } else { noise.unit() * 10f64.powf(noise.unit() * 12.0) });
-            let s = match from.class() {
-                pavage_ir::dtype::Class::Float => s.cast(from),
-                _ => Scalar::I(i128::from(noise.bits() as i64) >> (i % 60)).cast(from),
-            };
-            let raw = match from {
-                F64 => s.f().to_bits().to_le_bytes().to_vec(),
-                F32 => (s.f() as f32).to_bits().to_le_bytes().to_vec(),
-                F16 => half::f16::from_f64(s.f()).to_bits().to_le_bytes().to_vec(),
-                BF16 => half::bf16::from_f64(s.f()).to_bits().to_le_bytes().to_vec(),
-                F8E4M3 | F8E5M2 => vec![pavage_ir::scalar::encode_f8(s.f(), from)],
-                Bool => vec![u8::from(s.b())],
-                _ => s.i().to_le_bytes()[..from.bits().max(8) / 8].to_vec(),
-            };
-            if from.bits() == 4 && i % 2 == 1 {
-                *data.last_mut().unwrap() |= raw[0] << 4;
-            } else if from.bits() == 4 {
-                data.push(raw[0] & 15);
-            } else {
-                data.extend(raw);
-            }
-        }
+            if from.is_float() { s } else { Scalar::I(i128::from(noise.bits() as i64) >> (i % 60)).cast(from) }
+        });
+        let data = pavage_ir::Tensor::from_scalars(from, [n], values.collect::<Vec<_>>()).bytes().to_vec();
         for (k, to) in kernels {
             let bufs = vec![data.clone(), vec![0; to.bytes(n)]];
             let (mut got, mut want) = (bufs.clone(), bufs);

@@ -1,12 +1,7 @@
 //! Every scalar function, compiled, against `ScalarFn::eval` on dense samples and on the corners of each type.
 use crate::common::{Library, Noise, load};
 use pavage_codegen::tile::{Access, Builder, Device, Kernel};
-use pavage_ir::{
-    DType, Scalar, ScalarFn,
-    dtype::Class,
-    scalar::Sig,
-    scalar::{decode_f8, encode_f8},
-};
+use pavage_ir::{DType, Scalar, ScalarFn, dtype::Class, minifloat, scalar::Sig};
 
 const LANES: usize = 8;
 const N: usize = 4096;
@@ -40,7 +35,7 @@ fn put(out: &mut Vec<u8>, v: Scalar, dtype: DType) {
         DType::F32 => out.extend((v.f() as f32).to_le_bytes()),
         DType::F16 => out.extend(half::f16::from_f64(v.f()).to_le_bytes()),
         DType::BF16 => out.extend(half::bf16::from_f64(v.f()).to_le_bytes()),
-        DType::F8E4M3 | DType::F8E5M2 => out.push(encode_f8(v.f(), dtype)),
+        DType::F8E4M3 | DType::F8E5M2 => out.push(minifloat::encode(v.f(), dtype)),
         DType::Bool => out.push(v.b().into()),
         _ => out.extend(&v.i().to_le_bytes()[..dtype.bits() / 8]),
     }
@@ -54,7 +49,7 @@ fn get(bytes: &[u8], i: usize, dtype: DType) -> Scalar {
         DType::F32 => Scalar::F(f32::from_le_bytes(b.try_into().unwrap()).into()),
         DType::F16 => Scalar::F(half::f16::from_le_bytes(b.try_into().unwrap()).to_f64()),
         DType::BF16 => Scalar::F(half::bf16::from_le_bytes(b.try_into().unwrap()).to_f64()),
-        DType::F8E4M3 | DType::F8E5M2 => Scalar::F(decode_f8(b[0], dtype)),
+        DType::F8E4M3 | DType::F8E5M2 => Scalar::F(minifloat::decode(b[0], dtype)),
         DType::Bool => Scalar::B(b[0] != 0),
         _ => {
             let mut raw = [0u8; 16];
@@ -71,7 +66,7 @@ fn rank(v: f64, dtype: DType) -> i128 {
         DType::F32 => (v as f32).to_bits() as i32 as i128,
         DType::F16 => return fold(half::f16::from_f64(v).to_bits() as i16 as i128, 15),
         DType::BF16 => return fold(half::bf16::from_f64(v).to_bits() as i16 as i128, 15),
-        _ => return fold(encode_f8(v, dtype) as i8 as i128, 7),
+        _ => return fold(minifloat::encode(v, dtype) as i8 as i128, 7),
     };
     fold(bits, 31)
 }

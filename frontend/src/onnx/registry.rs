@@ -4,7 +4,7 @@ use super::{
     cx::Cx,
     import::domain_of,
     ops::{
-        activation, attention, cache, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, select, shape,
+        activation, attention, cache, cast, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, select, shape,
         trees, view,
     },
     ops::{det, einsum, loss, sample, signal, tfidf, unpool},
@@ -162,8 +162,9 @@ const ROWS: &[Row] = &[
     row("LpNormalization", &[1, 22], norm::lp),
     // Views and copies.
     row("Identity", &[1, 13, 14, 16, 19, 21, 23, 24, 25], view::identity),
-    row("Cast", &[6, 9, 13, 19, 21, 23, 24, 25, 28], view::cast),
-    row("CastLike", &[15, 19, 21, 23, 24, 25], view::cast_like),
+    row("Cast", &[6, 9, 13, 19, 21, 23, 24, 25, 28], cast::cast),
+    row("CastLike", &[15, 19, 21, 23, 24, 25], cast::cast_like),
+    row("BitCast", &[26], cast::bitcast),
     row("Reshape", &[5, 13, 14, 19, 21, 23, 24, 25], view::reshape),
     row("Flatten", &[1, 9, 11, 13, 21, 23, 24, 25], view::flatten),
     row("Squeeze", &[1, 11, 13, 21, 23, 24, 25], view::squeeze),

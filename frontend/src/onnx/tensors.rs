@@ -39,18 +39,18 @@ pub(crate) fn dtype_of(code: i32) -> Result<DType, String> {
         13 => DType::U64,
         16 => DType::BF16,
         17 => DType::F8E4M3,
+        18 => DType::F8E4M3Fnuz,
         19 => DType::F8E5M2,
+        20 => DType::F8E5M2Fnuz,
         21 => DType::U4,
         22 => DType::I4,
+        23 => DType::F4E2M1,
+        24 => DType::F8E8M0,
+        25 => DType::U2,
+        26 => DType::I2,
         0 => return Err("element type is not given".into()),
         14 => return Err("complex64 elements".into()),
         15 => return Err("complex128 elements".into()),
-        18 => return Err("float8e4m3fnuz elements".into()),
-        20 => return Err("float8e5m2fnuz elements".into()),
-        23 => return Err("float4e2m1 elements".into()),
-        24 => return Err("float8e8m0 elements".into()),
-        25 => return Err("uint2 elements".into()),
-        26 => return Err("int2 elements".into()),
         code => return Err(format!("unknown element type {code}")),
     })
 }
@@ -103,9 +103,9 @@ impl Files {
             DType::U32 => proto.uint64_data.iter().for_each(|v| bytes.extend((*v as u32).to_le_bytes())),
             DType::I32 => ints(&mut bytes, 4),
             DType::I16 | DType::U16 | DType::F16 | DType::BF16 => ints(&mut bytes, 2),
-            // Nibbles come packed two to an entry already.
-            DType::I8 | DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 => ints(&mut bytes, 1),
             DType::Str => {}
+            // Elements narrower than a byte come a byte of them to an entry.
+            _ => ints(&mut bytes, 1),
         }
         if bytes.is_empty() && count > 0 {
             return Err(bad(format!("{dtype}{shape:?} has no data in the file")));

@@ -63,3 +63,15 @@ pub(crate) fn eval_cast(args: EvalArgs, to: &DType) -> Result<Vec<Tensor>, Strin
     }
     Ok(vec![Tensor::from_scalars(*to, shape, (0..x.count()).map(|i| x.get(i)))])
 }
+
+pub(crate) fn infer_bitcast(args: TypeArgs, to: &DType) -> Result<Vec<TensorType>, String> {
+    let from = args.types[0].dtype;
+    let bits = |d: DType| if matches!(d, DType::Str | DType::Bool) { None } else { Some(d.bits()) };
+    demand(bits(from).is_some() && bits(from) == bits(*to), || format!("cannot take the bits of {from} for {to}"))?;
+    Ok(vec![result(*to, args.types[0].shape.clone())?])
+}
+
+pub(crate) fn eval_bitcast(args: EvalArgs, to: &DType) -> Result<Vec<Tensor>, String> {
+    let (_, shape) = out(&args, 0)?;
+    Tensor::new(*to, shape, args.tensors[0].bytes().to_vec()).map(|t| vec![t]).map_err(|e| e.to_string())
+}

@@ -139,7 +139,8 @@ fn settle(s: &Saturated, root: Id, mut state: State) -> State {
         for arg in args {
             let class = &s.egraph[arg];
             let users: BTreeSet<Id> = class.parents().map(|p| s.egraph.find(p)).collect();
-            let pointwise = class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. })));
+            let pointwise =
+                class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
             if users.len() == 1
                 && pointwise
                 && let Some(next) = absorb(s, &state, arg).pop()

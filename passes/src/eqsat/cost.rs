@@ -102,7 +102,7 @@ fn weight(region: &Region, roots: &[ExprId]) -> f64 {
                 total += function(*f);
                 stack.extend(args);
             }
-            Expr::Cast(x) => {
+            Expr::Cast(x) | Expr::Bits(x) => {
                 total += 1.0;
                 stack.push(*x);
             }

@@ -225,8 +225,10 @@ fn request(map: &TensorMap, sizes: &MapShape, base: u64) -> Result<MapRequest, S
         DType::I32 => CU_TENSOR_MAP_DATA_TYPE_INT32,
         DType::U32 => CU_TENSOR_MAP_DATA_TYPE_UINT32,
         DType::I16 | DType::U16 => CU_TENSOR_MAP_DATA_TYPE_UINT16,
-        DType::I8 | DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 => CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        DType::I4 | DType::U4 => return Err("nibbles go as u8 with half the extent".into()),
+        DType::I8 | DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz | DType::F8E8M0 => {
+            CU_TENSOR_MAP_DATA_TYPE_UINT8
+        }
+        DType::I4 | DType::U4 | DType::I2 | DType::U2 | DType::F4E2M1 => return Err("elements of less than a byte have no tensor maps".into()),
     };
     let rank = sizes.dims.len();
     let limit = match map.swizzle {
@@ -344,7 +346,7 @@ mod tests {
         assert!(refuse(&|_, s| s.dims[1] = 0, 0).contains("an extent of 0"));
         assert!(refuse(&|m, _| m.box_dims[0] = 128, 0).contains("256 bytes inside"));
         assert!(refuse(&|m, _| m.box_dims[0] = 12, 0).contains("24 bytes inside"));
-        assert!(refuse(&|m, _| m.dtype = DType::I4, 0).contains("nibbles"));
+        assert!(refuse(&|m, _| m.dtype = DType::I4, 0).contains("less than a byte"));
     }
 
     #[test]

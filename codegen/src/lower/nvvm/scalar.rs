@@ -57,7 +57,7 @@ impl Lower<'_> {
                 e.cmp(Cmp::FEq, &a, &inf)
             }
             _ if float => {
-                if matches!(d, DType::F8E4M3 | DType::F8E5M2) {
+                if d.is_mini() {
                     return self.unsupported(f.name(), "8-bit floats");
                 }
                 let (w, sixteen) = if d == DType::F64 { (W::F64, false) } else { (W::F32, d != DType::F32) };
@@ -212,7 +212,7 @@ impl Lower<'_> {
     pub(super) fn convert(&mut self, r: &Reg, from: DType, to: DType) -> Lowered<Reg> {
         let wide = |d: DType| if matches!(d, DType::F16 | DType::BF16) { "f32" } else { llty(d) };
         for d in [from, to] {
-            if matches!(d, DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 | DType::Str) {
+            if d.is_mini() || d.is_packed() || d == DType::Str {
                 return self.unsupported("cast", format!("{from} to {to}"));
             }
         }

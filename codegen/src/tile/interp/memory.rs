@@ -1,17 +1,14 @@
 //! Memory of a machine: the arguments, shared memory per block, local memory per thread; bounds and race checks.
 use crate::tile::{Access, Buf, Kernel, Op, Space};
-use pavage_ir::{
-    DType, Scalar,
-    scalar::{decode_f8, encode_f8, wrap_int},
-};
+use pavage_ir::{DType, Scalar, minifloat, scalar::wrap_int};
 
-/// Bytes of one region. Nibble elements share bytes.
+/// Bytes of one region. Elements narrower than a byte share bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     region: usize,
     byte: usize,
-    /// Half of the first byte, for nibbles.
-    high: bool,
+    /// Elements before it in that byte, where elements share bytes.
+    part: usize,
 }
 
 /// Who last touched a shared byte.
@@ -99,16 +96,15 @@ impl Memory {
         if start < 0 || end > limit {
             return Err(format!("elements {index}..{} of {buf}, which holds {}", index + n as i64, limit / bits));
         }
-        Ok(Place { region, byte: self.offsets[buf.0 as usize] as usize + (start / 8) as usize, high: start % 8 != 0 })
+        Ok(Place { region, byte: self.offsets[buf.0 as usize] as usize + (start / 8) as usize, part: (start % 8 / bits) as usize })
     }
 
     /// Read element `i` from a place.
     pub fn read(&self, place: Place, dtype: DType, i: usize) -> Scalar {
         let bytes = &self.regions[place.region];
-        if dtype.bits() == 4 {
-            let at = place.byte * 2 + usize::from(place.high) + i;
-            let nibble = bytes[at / 2] >> (4 * (at % 2)) & 15;
-            return Scalar::I(wrap_int(i128::from(nibble), dtype));
+        if dtype.is_packed() {
+            let at = place.byte * (8 / dtype.bits()) + place.part + i;
+            return decode(&[minifloat::packed(bytes, dtype, at)], dtype);
         }
         let w = dtype.bits() / 8;
         decode(&bytes[place.byte + i * w..][..w], dtype)
@@ -117,10 +113,11 @@ impl Memory {
     /// Write element `i` of a place.
     pub fn write(&mut self, place: Place, dtype: DType, i: usize, v: Scalar) {
         let bytes = &mut self.regions[place.region];
-        if dtype.bits() == 4 {
-            let at = place.byte * 2 + usize::from(place.high) + i;
-            let shift = 4 * (at % 2);
-            bytes[at / 2] = bytes[at / 2] & !(15 << shift) | ((v.i() & 15) as u8) << shift;
+        if dtype.is_packed() {
+            let at = place.byte * (8 / dtype.bits()) + place.part + i;
+            let mut code = [0];
+            encode(v, dtype, &mut code);
+            minifloat::pack(bytes, dtype, at, code[0]);
             return;
         }
         let w = dtype.bits() / 8;
@@ -203,7 +200,7 @@ pub(super) fn decode(b: &[u8], dtype: DType) -> Scalar {
         DType::F32 => Scalar::F(f64::from(f32::from_bits(bits as u32))),
         DType::F16 => Scalar::F(half::f16::from_bits(bits as u16).to_f64()),
         DType::BF16 => Scalar::F(half::bf16::from_bits(bits as u16).to_f64()),
-        DType::F8E4M3 | DType::F8E5M2 => Scalar::F(decode_f8(bits as u8, dtype)),
+        _ if dtype.is_mini() => Scalar::F(minifloat::decode(bits as u8, dtype)),
         DType::Bool => Scalar::B(bits != 0),
         _ => Scalar::I(wrap_int(bits as i128, dtype)),
     }
@@ -216,7 +213,7 @@ pub(super) fn encode(v: Scalar, dtype: DType, out: &mut [u8]) {
         DType::F32 => (v.f() as f32).to_bits().into(),
         DType::F16 => half::f16::from_f64(v.f()).to_bits().into(),
         DType::BF16 => half::bf16::from_f64(v.f()).to_bits().into(),
-        DType::F8E4M3 | DType::F8E5M2 => encode_f8(v.f(), dtype).into(),
+        _ if dtype.is_mini() => minifloat::encode(v.f(), dtype).into(),
         DType::Bool => u128::from(v.b()),
         _ => v.i() as u128,
     };

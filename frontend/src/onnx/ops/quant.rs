@@ -1,7 +1,7 @@
 //! Quantisation, spelled in arithmetic whose result is exact.
-use super::{conv::centred, linear};
+use super::{cast::convert, conv::centred, linear};
 use crate::onnx::{
-    build::{Builder, Res, Val, invalid, missing},
+    build::{Builder, Res, Val, invalid},
     cx::Cx,
 };
 use pavage_ir::{DType, Dim, Op, ScalarFn::*, attr::ReduceFn};
@@ -41,10 +41,15 @@ fn spread(cx: &mut Cx, v: Val, x: Val) -> Res<Val> {
     if own[axis] == shape[axis] { Ok(v) } else { cx.slice_axis(v, axis, Dim::ZERO, shape[axis].clone()) }
 }
 
+/// The dtype that an attribute names; 0 leaves it open.
+fn named(cx: &Cx, attribute: &str) -> Res<Option<DType>> {
+    if cx.int(attribute, 0)? == 0 { Ok(None) } else { cx.dtype_attr(attribute) }
+}
+
 /// Round a float to the nearest integer, ties to even, saturating, as `dtype`.
 fn saturate(b: &mut Builder, x: Val, zero: Option<Val>, dtype: DType) -> Res<Val> {
     if dtype.is_float() {
-        return b.cast(x, dtype);
+        return convert(b, x, dtype, true);
     }
     let mut y = b.map(Round, &[x])?;
     if let Some(zero) = zero {
@@ -60,30 +65,37 @@ fn saturate(b: &mut Builder, x: Val, zero: Option<Val>, dtype: DType) -> Res<Val
 pub(crate) fn quantize(cx: &mut Cx) -> Res<Vec<Val>> {
     let (x, scale) = (cx.arg(0)?, cx.arg(1)?);
     let zero = cx.opt(2);
-    let to = match (zero, cx.dtype_attr("output_dtype")?) {
+    let to = match (zero, named(cx, "output_dtype")?) {
         (Some(zero), _) => cx.dtype(zero),
         (None, Some(to)) => to,
         (None, None) => DType::U8,
     };
-    if to.is_float() && !cx.flag("saturate", true)? {
-        return missing("conversion to 8-bit floats without saturation");
+    // The quotient is rounded to the type of the scale before it is rounded to an integer.
+    let precision = named(cx, "precision")?.unwrap_or(cx.dtype(scale));
+    if !precision.is_float() {
+        return invalid(format!("division in {precision}"));
     }
-    let (wide, scale) = (cx.cast(x, DType::F32)?, cx.cast(scale, DType::F32)?);
+    let (wide, scale) = (cx.cast(x, precision)?, cx.cast(scale, precision)?);
     let scale = spread(cx, scale, x)?;
     let y = cx.map(Div, &[wide, scale])?;
+    if to.is_float() {
+        let saturate = cx.flag("saturate", true)?;
+        return Ok(vec![convert(cx, y, to, saturate)?]);
+    }
+    let y = if precision.bits() < 32 { cx.cast(y, DType::F32)? } else { y };
     let zero = match zero {
-        Some(zero) if to.is_int() => {
+        Some(zero) => {
             let zero = cx.cast(zero, DType::F32)?;
             Some(spread(cx, zero, x)?)
         }
-        _ => None,
+        None => None,
     };
     Ok(vec![saturate(cx, y, zero, to)?])
 }
 
 pub(crate) fn dequantize(cx: &mut Cx) -> Res<Vec<Val>> {
     let (x, scale) = (cx.arg(0)?, cx.arg(1)?);
-    let to = match cx.dtype_attr("output_dtype")? {
+    let to = match named(cx, "output_dtype")? {
         Some(to) => to,
         None => cx.dtype(scale),
     };

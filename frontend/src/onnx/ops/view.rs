@@ -14,31 +14,6 @@ pub(crate) fn identity(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![cx.arg(0)?])
 }
 
-pub(crate) fn cast(cx: &mut Cx) -> Res<Vec<Val>> {
-    let x = cx.arg(0)?;
-    let Some(to) = cx.dtype_attr("to")? else { return invalid("attribute `to` is missing") };
-    if matches!(to, DType::F8E4M3 | DType::F8E5M2) && !cx.flag("saturate", true)? {
-        return missing("conversion to 8-bit floats without saturation");
-    }
-    Ok(vec![convert(cx, x, to)?])
-}
-
-/// Floats become nibbles through integers: what is out of range wraps.
-fn convert(cx: &mut Cx, x: Val, to: DType) -> Res<Val> {
-    let through = matches!(to, DType::I4 | DType::U4) && cx.dtype(x).is_float();
-    let x = if through { cx.cast(x, DType::I32)? } else { x };
-    cx.cast(x, to)
-}
-
-pub(crate) fn cast_like(cx: &mut Cx) -> Res<Vec<Val>> {
-    let (x, like) = (cx.arg(0)?, cx.arg(1)?);
-    let to = cx.dtype(like);
-    if matches!(to, DType::F8E4M3 | DType::F8E5M2) && !cx.flag("saturate", true)? {
-        return missing("conversion to 8-bit floats without saturation");
-    }
-    Ok(vec![convert(cx, x, to)?])
-}
-
 /// `0` copies an extent (unless `keep_zero`), `-1` takes what is left.
 fn resolve_reshape(b: &mut Builder, from: &[Dim], target: &[Dim], keep_zero: bool) -> Res<Vec<Dim>> {
     let mut shape = vec![];
