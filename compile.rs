@@ -6,67 +6,25 @@ use crate::{
 };
 use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
 use pavage_frontend::onnx::Model;
-use pavage_ir::{Graph, program::Program, text};
+use pavage_ir::{Dim, Graph, NodeKind, Region, program::Program, text};
 use pavage_passes::{
     self as passes, Ctx, build,
     eqsat::{self, cost},
 };
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 /// Compile `model` for every target of `options`, with every plan, into one artifact.
 ///
 /// The artifact depends on the model's bytes and the options alone: not on paths, time or the number of threads.
 pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Error> {
-    let stage = |text: &str, done: usize| {
-        if let Some(p) = options.progress {
-            p.stage(text, done, 4);
-        }
-    };
-    let targets = options.targets.iter().map(|t| Target::parse(t).map_err(|e| Error::Request(e.to_string()))).collect::<Result<Vec<_>, _>>()?;
-    stage("reading the model", 0);
-    let Model { mut graph, mut notes, equalities, .. } = import(model, &options.shapes)?;
-    let hash = content_hash(model)?;
-    let ports = |graph: &Graph| -> (Vec<emit::Port>, Vec<emit::Port>) {
-        let inputs = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
-            pavage_ir::NodeKind::Input(name) => Some(emit::Port { name: name.clone(), ty: graph.ty((*id).into()).clone() }),
-            _ => None,
-        });
-        (inputs.collect(), graph.outputs.iter().map(|o| emit::Port { name: o.name.clone(), ty: graph.ty(o.value).clone() }).collect())
-    };
-    let missing = build::missing(&graph);
-    if !missing.is_empty() {
-        return Err(Error::Unsupported(unsupported(&graph, &missing)));
-    }
-    let ctx = Ctx { dump_after: options.dump_after.clone(), ..Ctx::default() };
-    ctx.dump("import", || text::print(&graph));
-    stage("optimising", 1);
-    let pipeline = if options.opt_level == OptLevel::O0 { &passes::PIPELINE[..2] } else { passes::PIPELINE };
-    let optimised = passes::run(&mut graph, &ctx, pipeline).map_err(Error::from);
-    // Plans are chosen by what a device costs: one set for CPUs, one for GPUs.
-    let (cpu, gpu) = (Ctx { costs: cost::CPU, ..ctx }, Ctx { costs: cost::GPU, dump_after: options.dump_after.clone(), ..Ctx::default() });
-    let planned = optimised.and_then(|()| plans(&graph, targets, options, &cpu, &gpu));
-    dump(options.progress, &cpu);
-    dump(options.progress, &gpu);
-    let targets = planned?;
-    notes.extend(cpu.notes.take().into_iter().chain(gpu.notes.take()));
+    let mut planned = plan(model, options, Members::Drop)?;
+    let mut notes = std::mem::take(&mut planned.notes);
     if let Some(what) = options.emit {
-        let emitted = emit_text(what, &graph, &targets)?;
+        let emitted = emit_text(what, &planned.graph, &planned.targets)?;
         return Ok(Compiled { artifact: vec![], emitted, notes });
     }
-    stage("generating code", 2);
-    let (inputs, outputs) = ports(&graph);
-    let threads = if options.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { options.threads };
-    let request = emit::Request {
-        inputs,
-        outputs,
-        symbols: graph.symbols(),
-        equalities,
-        targets: &targets,
-        flags: options.flags(),
-        input_hash: hash,
-        threads,
-        tuned: BTreeMap::new(),
-    };
+    stage(options, "generating code", 2);
+    let request = planned.request(options, content_hash(model)?);
     let artifact = emit::artifact(&request).map_err(|e| match e {
         emit::EmitError::Kernel { .. } | emit::EmitError::DType { .. } => Error::Unsupported(e.to_string()),
         // What the writer refuses, the code generator should not have asked for.
@@ -74,17 +32,91 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         emit::EmitError::Compile(e) => Error::Internal { stage: "code generation".into(), why: e.to_string() },
     })?;
     if options.verify == Verify::Replay {
-        stage("verifying", 3);
-        for (target, programs) in &targets {
-            notes.extend(verify::replay(programs, &request.symbols, target, threads)?);
+        stage(options, "verifying", 3);
+        for (target, programs) in request.targets {
+            notes.extend(verify::replay(programs, &request.symbols, target, request.threads)?);
         }
     }
-    stage("done", 4);
+    stage(options, "done", 4);
     Ok(Compiled { artifact, emitted: String::new(), notes })
 }
 
+fn stage(options: &CompileOptions, text: &str, done: usize) {
+    if let Some(p) = options.progress {
+        p.stage(text, done, 4);
+    }
+}
+
+/// Whether [`Planned::members`] is filled in.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Members {
+    Keep,
+    Drop,
+}
+
+/// A model up to its programs: all stages but code.
+pub(crate) struct Planned {
+    /// After the passes.
+    pub(crate) graph: Graph,
+    equalities: Vec<(Dim, Dim)>,
+    /// Targets, each with one program a plan.
+    pub(crate) targets: Vec<(Target, Vec<Program>)>,
+    /// The ops behind each region: see [`Ctx::members`].
+    pub(crate) members: BTreeMap<Region, Graph>,
+    notes: Vec<String>,
+}
+
+/// Read a model, optimise it and plan it for every target of `options`.
+pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) -> Result<Planned, Error> {
+    let targets = options.targets.iter().map(|t| Target::parse(t).map_err(|e| Error::Request(e.to_string()))).collect::<Result<Vec<_>, _>>()?;
+    stage(options, "reading the model", 0);
+    let Model { mut graph, mut notes, equalities, .. } = import(model, &options.shapes)?;
+    let missing = build::missing(&graph);
+    if !missing.is_empty() {
+        return Err(Error::Unsupported(unsupported(&graph, &missing)));
+    }
+    let kept = || RefCell::new((members == Members::Keep).then(BTreeMap::new));
+    let ctx = Ctx { dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
+    ctx.dump("import", || text::print(&graph));
+    stage(options, "optimising", 1);
+    let pipeline = if options.opt_level == OptLevel::O0 { &passes::PIPELINE[..2] } else { passes::PIPELINE };
+    let optimised = passes::run(&mut graph, &ctx, pipeline).map_err(Error::from);
+    // Plans are chosen by what a device costs: one set for CPUs, one for GPUs.
+    let cpu = Ctx { costs: cost::CPU, ..ctx };
+    let gpu = Ctx { costs: cost::GPU, dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
+    let planned = optimised.and_then(|()| plans(&graph, targets, options, &cpu, &gpu));
+    dump(options.progress, &cpu);
+    dump(options.progress, &gpu);
+    let targets = planned?;
+    notes.extend(cpu.notes.take().into_iter().chain(gpu.notes.take()));
+    let members = [cpu.members.take(), gpu.members.take()].into_iter().flatten().flatten().collect();
+    Ok(Planned { graph, equalities, targets, members, notes })
+}
+
+impl Planned {
+    /// What to put into the artifact.
+    pub(crate) fn request(&self, options: &CompileOptions, input_hash: String) -> emit::Request<'_> {
+        let graph = &self.graph;
+        let inputs = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
+            NodeKind::Input(name) => Some(emit::Port { name: name.clone(), ty: graph.ty((*id).into()).clone() }),
+            _ => None,
+        });
+        emit::Request {
+            inputs: inputs.collect(),
+            outputs: graph.outputs.iter().map(|o| emit::Port { name: o.name.clone(), ty: graph.ty(o.value).clone() }).collect(),
+            symbols: graph.symbols(),
+            equalities: self.equalities.clone(),
+            targets: &self.targets,
+            flags: options.flags(),
+            input_hash,
+            threads: if options.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { options.threads },
+            tuned: BTreeMap::new(),
+        }
+    }
+}
+
 /// Hash of what the artifact is made from, hex.
-fn content_hash(model: Source) -> Result<String, Error> {
+pub(crate) fn content_hash(model: Source) -> Result<String, Error> {
     let of = pavage_runtime::content_hash;
     Ok(match model {
         Source::Path(path) => of(&std::fs::read(path).map_err(|source| pavage_runtime::Error::Io { path: path.into(), source })?),

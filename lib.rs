@@ -15,6 +15,7 @@
 //! ```
 //!
 //! A program that only runs artifacts depends on `pavage-runtime` alone, which holds no compiler.
+pub mod bisect;
 mod compile;
 mod error;
 mod import;

@@ -166,6 +166,33 @@ impl CompileOptions<'_> {
     }
 }
 
+impl CompileOptions<'_> {
+    /// What an artifact was compiled with, from the flags that it keeps: the inverse of [`CompileOptions::flags`]. What
+    /// those do not name has its default.
+    pub fn from_flags(flags: &[String]) -> Result<Self, Error> {
+        let mut options = CompileOptions { targets: Vec::new(), ..CompileOptions::default() };
+        for flag in flags {
+            let unknown = || Error::Request(format!("the artifact was compiled with `{flag}`, which this version does not know"));
+            if let Some(target) = flag.strip_prefix("--target=") {
+                options.targets.push(target.into());
+            } else if let Some(shape) = flag.strip_prefix("--shape=") {
+                options.shapes.push(shape.parse().map_err(Error::Request)?);
+            } else if let Some(plans) = flag.strip_prefix("--plans=") {
+                options.plans = plans.split(',').map(str::to_string).collect();
+            } else {
+                options.opt_level = match flag.as_str() {
+                    "-O0" => OptLevel::O0,
+                    "-O1" => OptLevel::O1,
+                    "-O2" => OptLevel::O2,
+                    "-O3" => OptLevel::O3,
+                    _ => return Err(unknown()),
+                };
+            }
+        }
+        Ok(options)
+    }
+}
+
 /// A compiled model.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -204,6 +231,20 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_are_read_back_from_flags() {
+        let options = CompileOptions {
+            targets: vec!["x86-64-v3".into(), "sm_80".into()],
+            shapes: vec!["x=[1,3,8]".parse().unwrap(), "batch=4".parse().unwrap()],
+            plans: vec!["fused".into()],
+            opt_level: OptLevel::O1,
+            ..CompileOptions::default()
+        };
+        let back = CompileOptions::from_flags(&options.flags()).unwrap();
+        assert_eq!(back.flags(), options.flags());
+        assert!(CompileOptions::from_flags(&["--nonesuch".into()]).is_err());
+    }
 
     #[test]
     fn shapes_are_read_as_they_are_printed() {

@@ -83,7 +83,7 @@ fn collect<'a>(body: &'a Body, outer: &[&'a Body], into: &mut Vec<(&'a Region, &
     }
 }
 
-fn constant(bodies: &[&Body], buf: BufId) -> Option<ir::Tensor> {
+pub(crate) fn constant(bodies: &[&Body], buf: BufId) -> Option<ir::Tensor> {
     let (body, outer) = bodies.split_last()?;
     match &body.buffers.get(buf.index())?.kind {
         BufferKind::Const(tensor) => Some(tensor.clone()),
@@ -178,7 +178,7 @@ fn run(cases: &[Case], symbols: &[Sym], sizes: &Binding, target: &Target, thread
 }
 
 /// The same tensor for the runtime.
-fn host(tensor: &ir::Tensor) -> Result<Tensor, Error> {
+pub(crate) fn host(tensor: &ir::Tensor) -> Result<Tensor, Error> {
     let dtype = pavage_codegen::wire::dtype(tensor.dtype());
     let dtype = dtype.ok_or_else(|| Error::Request(format!("{} tensors are not verified", tensor.dtype())))?;
     Ok(Tensor::from_bytes(dtype, tensor.shape(), tensor.bytes())?)
@@ -186,7 +186,7 @@ fn host(tensor: &ir::Tensor) -> Result<Tensor, Error> {
 
 /// The first element that is too far off, and by how much. Sums are rounded in another order than the evaluator's;
 /// a rounding to integers may go to the neighbour, once in a while.
-fn difference(got: &[u8], want: &ir::Tensor) -> Option<String> {
+pub(crate) fn difference(got: &[u8], want: &ir::Tensor) -> Option<String> {
     let dtype = want.dtype();
     let have = ir::Tensor::new(dtype, want.shape().to_vec(), got.to_vec()).ok()?;
     let (have, want) = (have.to_f64(), want.to_f64());

@@ -1,121 +1,182 @@
-//! Outputs against expected outputs.
-use super::{npy, text};
-use pavage::Tensor;
+//! `pavage compare`: a compiled model against the reference evaluator or expected outputs, and the kernel to blame.
+use super::difference::{self, Difference};
+use super::inputs::{self, Given};
+use super::load::{ModelArgs, is_artifact};
+use super::{Done, Failure, npy, remark, say, say_json, text};
+use pavage::bisect::{self, Culprit, Finding, Suspect, Twin};
+use pavage::runtime::Outputs;
+use pavage::{Artifact, CompileOptions, Source, Tensor};
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
-/// How one output differs from what was expected.
-pub(crate) struct Difference {
-    name: String,
-    /// Why they cannot be compared at all.
-    incomparable: Option<String>,
-    /// Largest absolute difference.
-    max_abs: f64,
-    /// Largest difference relative to the expected value, where that is not 0.
-    max_rel: f64,
-    /// Elements beyond `atol + rtol * |expected|`.
-    beyond: usize,
-    elements: usize,
-    /// The worst element: where, what came out, what was expected.
-    worst: Option<(usize, f64, f64)>,
+/// `pavage compare`
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    inputs: inputs::Args,
+    /// What is right: `evaluator`, or an archive with inputs under in:NAME and outputs under out:NAME.
+    #[arg(long = "ref", value_name = "evaluator|FILE.npz")]
+    reference: String,
+    /// An artifact that was compiled from the model, to be compared instead of one compiled now.
+    #[arg(long, value_name = "FILE.pav", conflicts_with_all = ["shapes", "dynamic"])]
+    artifact: Option<PathBuf>,
+    /// Which plan: fused or unfused.
+    #[arg(long, default_value = "fused")]
+    plan: String,
+    /// Beyond tolerance: find the first kernel to blame, and prove it by swapping it.
+    #[arg(long)]
+    bisect: bool,
+    /// Where the culprit's ops go as a model of their own; a case for it goes next to it (.npz).
+    #[arg(long, value_name = "FILE.ir", default_value = "culprit.ir")]
+    reproducer: PathBuf,
+    /// Absolute tolerance.
+    #[arg(long, default_value_t = 1e-4)]
+    atol: f64,
+    /// Relative tolerance.
+    #[arg(long, default_value_t = 1e-3)]
+    rtol: f64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
-impl Difference {
-    /// Compares an output with what was expected of it. NaN equals NaN, an infinity itself.
-    pub(crate) fn of(name: &str, got: Option<&Tensor>, want: &Tensor, atol: f64, rtol: f64) -> Self {
-        let mut d =
-            Difference { name: name.into(), incomparable: None, max_abs: 0.0, max_rel: 0.0, beyond: 0, elements: want.shape().iter().product(), worst: None };
-        let Some(got) = got else {
-            d.incomparable = Some("the model has no such output".into());
-            return d;
+impl Args {
+    /// The artifact to compare.
+    fn open(&self, given: &Given) -> Result<Artifact, Failure> {
+        match &self.artifact {
+            Some(path) => Ok(Artifact::open(path)?),
+            None => self.model.open(given.shapes()),
+        }
+    }
+
+    /// What is expected of each output, by name.
+    fn expected(&self, given: Given, artifact: &Artifact, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Failure> {
+        if self.reference != "evaluator" {
+            return Ok(given.expected.into_iter().collect());
+        }
+        let shapes = CompileOptions::from_flags(&artifact.manifest().flags)?.shapes;
+        Ok(bisect::reference(Source::Path(&self.model.model), &shapes, inputs)?)
+    }
+}
+
+/// `pavage compare`
+pub(crate) fn main(args: &Args) -> Done {
+    let is_model = !is_artifact(&args.model.model)?;
+    if !is_model && (args.reference == "evaluator" || args.bisect) {
+        return Err(Failure::usage("the reference evaluator runs models: give the model, and the artifact with --artifact"));
+    }
+    let given = if args.reference == "evaluator" { Given::read(&args.inputs)? } else { Given::case(Path::new(&args.reference))? };
+    let artifact = args.open(&given)?;
+    let inputs = if given.is_empty() { inputs::random(&artifact, 1)? } else { given.resolve(&artifact)? };
+    let expected = args.expected(given, &artifact, &inputs)?;
+    let differences = |outputs: &Outputs| -> Vec<Difference> {
+        expected.iter().map(|(name, want)| Difference::of(name, outputs.get(name), want, args.atol, args.rtol)).collect()
+    };
+
+    let options = args.model.session_options(&args.plan);
+    let feeds: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let mut session = artifact.session(args.model.device, options.clone())?;
+    let outputs = session.run(&feeds)?;
+    let target = session.plan().target.clone();
+    drop(session);
+    let found = differences(&outputs);
+    let ok = found.iter().all(Difference::ok);
+    let mut finding = None;
+    if args.bisect && !ok {
+        let accepts = |outputs: &Outputs| differences(outputs).iter().all(Difference::ok);
+        let suspect = Suspect {
+            model: Source::Path(&args.model.model),
+            artifact: &artifact,
+            device: args.model.device,
+            options: &options,
+            inputs: &inputs,
+            accepts: &accepts,
         };
-        if got.shape() != want.shape() {
-            d.incomparable = Some(format!("the shape is {}, expected {}", text::shape(got.shape()), text::shape(want.shape())));
-            return d;
-        }
-        let mut worst_excess = 0.0;
-        for (i, (g, w)) in npy::numbers(got).zip(npy::numbers(want)).enumerate() {
-            if g == w || (g.is_nan() && w.is_nan()) {
-                continue;
-            }
-            let error = if (g - w).is_nan() { f64::INFINITY } else { (g - w).abs() };
-            d.max_abs = d.max_abs.max(error);
-            if w != 0.0 {
-                d.max_rel = d.max_rel.max(error / w.abs());
-            }
-            // An expected infinity allows nothing but itself.
-            let allowed = if w.is_finite() { atol + rtol * w.abs() } else { 0.0 };
-            if error > allowed {
-                d.beyond += 1;
-                if error - allowed > worst_excess {
-                    (worst_excess, d.worst) = (error - allowed, Some((i, g, w)));
-                }
-            }
-        }
-        d
+        finding = Some(bisect::bisect(&suspect)?);
     }
-
-    /// Whether the output is what was expected.
-    pub(crate) fn ok(&self) -> bool {
-        self.incomparable.is_none() && self.beyond == 0
+    let written = match &finding {
+        Some(Finding::Kernel(culprit)) => write_reproducer(culprit, &args.reproducer)?,
+        _ => None,
+    };
+    if args.json {
+        say_json(&json!({
+            "ok": ok, "reference": args.reference, "device": args.model.device.to_string(), "plan": args.plan, "target": target,
+            "compared": found.iter().map(Difference::to_json).collect::<Vec<_>>(),
+            "bisect": finding.as_ref().map(|f| finding_json(f, written.as_ref())),
+        }));
+    } else {
+        say(difference::table(&found));
+        finding.iter().for_each(|f| tell(f, written.as_ref()));
+        remark(format!("{} plan for {target} on {} against {}", args.plan, args.model.device, args.reference));
     }
-
-    /// For programs.
-    pub(crate) fn to_json(&self) -> Value {
-        let finite = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
-        json!({
-            "output": self.name, "ok": self.ok(), "elements": self.elements, "beyond": self.beyond,
-            "max_abs": finite(self.max_abs), "max_rel": finite(self.max_rel), "problem": self.incomparable,
-        })
+    if ok {
+        return Ok(());
     }
+    let bad = found.iter().filter(|d| !d.ok()).count();
+    Err(Failure::verification(format!("{bad} of {} beyond atol {:e}, rtol {:e}", text::count(found.len(), "output"), args.atol, args.rtol)))
+}
 
-    fn row(&self) -> Vec<String> {
-        let verdict = match (&self.incomparable, self.worst) {
-            (Some(why), _) => why.clone(),
-            (None, Some((at, got, want))) => format!("element {at} is {got:.6}, expected {want:.6}"),
-            _ if self.beyond > 0 => "infinitely far".into(),
-            _ => "ok".into(),
-        };
-        let numbers = [format!("{:.3e}", self.max_abs), format!("{:.3e}", self.max_rel)];
-        let [abs, rel] = if self.incomparable.is_some() { ["-".into(), "-".into()] } else { numbers };
-        vec![self.name.clone(), self.elements.to_string(), abs, rel, self.beyond.to_string(), verdict]
+/// Files of a reproducer: the graph and its case.
+struct Written {
+    graph: PathBuf,
+    case: PathBuf,
+}
+
+fn write_reproducer(culprit: &Culprit, path: &Path) -> Result<Option<Written>, Failure> {
+    let Some(r) = &culprit.reproducer else { return Ok(None) };
+    std::fs::write(path, &r.graph).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+    let case = path.with_extension("npz");
+    let named = |prefix: &'static str, list: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
+        list.iter().map(|(name, t)| (format!("{prefix}:{name}"), t.clone())).collect()
+    };
+    let arrays = [named("in", &r.inputs), named("out", &r.outputs)].concat();
+    npy::write_npz(&case, arrays.iter().map(|(n, t)| (n.as_str(), t)))?;
+    Ok(Some(Written { graph: path.into(), case }))
+}
+
+fn proof(culprit: &Culprit) -> String {
+    let twin = match culprit.twin {
+        Twin::Unfused => "the same ops unfused",
+        Twin::Evaluator => "the evaluator's results",
+    };
+    let others = if culprit.others.is_empty() { "something else is wrong too".into() } else { format!("others are off too: {}", culprit.others.join(", ")) };
+    let outcome = if culprit.healed { "the outputs are right".to_string() } else { format!("the outputs are still off; {others}") };
+    format!("with {twin} in its place {outcome}")
+}
+
+fn tell(finding: &Finding, written: Option<&Written>) {
+    let culprit = match finding {
+        Finding::Plan => return say("every kernel computes what its region says: the plan itself differs from the model"),
+        Finding::Rounding => return say("every kernel is within its tolerance: many small differences add up"),
+        Finding::Kernel(culprit) => culprit,
+    };
+    let style = text::BOLD;
+    say(format!("first kernel that is off: {style}{}{style:#}, launch {} of the plan", culprit.kernel, culprit.place));
+    say(format!("  it does {} from {}", culprit.members.join(" "), culprit.sources.join(", ")));
+    say(format!("  {}", culprit.difference));
+    say(format!("  {}", proof(culprit)));
+    if let (Some(files), Some(r)) = (written, &culprit.reproducer) {
+        say(format!("  reproducer: pavage compare {} --ref {}", files.graph.display(), files.case.display()));
+        say(match &r.anew {
+            Some(why) => format!("  compiled anew it is off too: {why}"),
+            None => "  compiled anew it is right: the artifact is damaged, or another version made it".into(),
+        });
     }
 }
 
-/// The differences as a table.
-pub(crate) fn table(differences: &[Difference]) -> String {
-    let head = ["output", "elements#", "max abs#", "max rel#", "beyond#", ""];
-    text::table(&head, differences.iter().map(Difference::row))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn difference(got: &[f32], want: &[f32]) -> Difference {
-        let tensor = |v: &[f32]| Tensor::from_slice(&[v.len()], v).unwrap();
-        Difference::of("y", Some(&tensor(got)), &tensor(want), 1e-4, 1e-3)
-    }
-
-    #[test]
-    fn tolerance_is_absolute_plus_relative() {
-        assert!(difference(&[1.0, 100.05], &[1.0, 100.0]).ok());
-        assert_eq!(difference(&[1.0, 100.2], &[1.0, 100.0]).beyond, 1);
-        assert!(!difference(&[0.001], &[0.0]).ok());
-    }
-
-    #[test]
-    fn what_is_not_finite_must_be_the_same() {
-        let (nan, inf) = (f32::NAN, f32::INFINITY);
-        assert!(difference(&[nan, inf, -inf], &[nan, inf, -inf]).ok());
-        for (got, want) in [(1.0, nan), (nan, 1.0), (1.0, inf), (inf, 1.0), (inf, -inf)] {
-            assert!(!difference(&[got], &[want]).ok(), "{got} for {want}");
-        }
-    }
-
-    #[test]
-    fn shapes_must_agree() {
-        assert!(!difference(&[1.0, 2.0], &[1.0]).ok());
-        let want = Tensor::from_slice(&[1], &[1.0f32]).unwrap();
-        assert!(!Difference::of("y", None, &want, 1.0, 1.0).ok());
-    }
+fn finding_json(finding: &Finding, written: Option<&Written>) -> Value {
+    let culprit = match finding {
+        Finding::Plan => return json!({"found": "plan"}),
+        Finding::Rounding => return json!({"found": "rounding"}),
+        Finding::Kernel(culprit) => culprit,
+    };
+    json!({
+        "found": "kernel", "kernel": culprit.kernel, "launch": culprit.place, "does": culprit.members, "nodes": culprit.sources,
+        "rules": culprit.rules, "difference": culprit.difference, "healed": culprit.healed, "others": culprit.others,
+        "twin": match culprit.twin { Twin::Unfused => "unfused", Twin::Evaluator => "evaluator" },
+        "reproducer": written.map(|w| w.graph.display().to_string()), "case": written.map(|w| w.case.display().to_string()),
+        "anew": culprit.reproducer.as_ref().map(|r| r.anew.clone().unwrap_or_else(|| "right".into())),
+    })
 }

@@ -4,7 +4,7 @@ use pavage::runtime::plan::Port;
 use pavage::runtime::{Artifact, DType};
 use pavage::{ShapeArg, Tensor};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the verbs that run something take as inputs.
 #[derive(clap::Args)]
@@ -68,6 +68,11 @@ impl Given {
             }
         }
         Ok(given)
+    }
+
+    /// Inputs and expected outputs of a case: keys `in:NAME` and `out:NAME`.
+    pub(crate) fn case(path: &Path) -> Result<Self, Failure> {
+        Given::read(&Args { single: Vec::new(), inputs: None, case: Some(path.into()) })
     }
 
     /// Whether nothing was given.

@@ -72,7 +72,8 @@ impl ModelArgs {
             return Ok(Artifact::open(&self.model)?);
         }
         let mut all = self.shapes.clone();
-        if !self.dynamic {
+        // IR text says its sizes itself.
+        if !self.dynamic && self.model.extension().is_none_or(|e| e != "ir") {
             let given = |name: &str| self.shapes.iter().any(|s| matches!(s, ShapeArg::Input { name: n, .. } if n == name));
             all.extend(shapes.into_iter().filter(|s| match s {
                 ShapeArg::Input { name, .. } | ShapeArg::Size { name, .. } => !given(name),

@@ -6,6 +6,7 @@ mod check;
 mod compare;
 mod compile;
 mod demo;
+mod difference;
 mod doctor;
 mod inputs;
 mod inspect;
@@ -39,6 +40,8 @@ enum Verb {
     Run(run::Args),
     /// Time a model or an artifact.
     Bench(bench::Args),
+    /// Compare a compiled model with the reference evaluator or with expected outputs.
+    Compare(compare::Args),
     /// Show what an artifact or a model holds.
     Inspect(inspect::Args),
     /// List everything a model needs that Pavage lacks.
@@ -129,6 +132,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Compile(args) => compile::main(&args),
         Verb::Run(args) => run::main(&args),
         Verb::Bench(args) => bench::main(&args),
+        Verb::Compare(args) => compare::main(&args),
         Verb::Inspect(args) => inspect::main(&args),
         Verb::Check(args) => check::main(&args),
         Verb::Opt(args) => opt::main(&args),

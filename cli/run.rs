@@ -1,5 +1,5 @@
 //! `pavage run`: a model or an artifact, once.
-use super::compare::{self, Difference};
+use super::difference::{self, Difference};
 use super::inputs::{self, Given};
 use super::load::ModelArgs;
 use super::{Done, Failure, npy, remark, say, say_json, text};
@@ -68,7 +68,7 @@ pub(crate) fn main(args: &Args) -> Done {
             let rows = outputs.iter().map(|(name, t)| vec![name.into(), t.dtype().to_string(), text::shape(t.shape()), summary(t)]);
             say(text::table(&["output", "type", "shape", ""], rows));
         } else {
-            say(compare::table(&differences));
+            say(difference::table(&differences));
         }
         remark(format!("{} plan on {}, first run {}", args.plan, args.model.device, text::time(took.as_nanos() as f64)));
     }

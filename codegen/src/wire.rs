@@ -32,6 +32,35 @@ pub fn dtype(d: DType) -> Option<rt::DType> {
     })
 }
 
+/// The compiler's dtype of a runtime's.
+pub fn ir_dtype(d: rt::DType) -> DType {
+    match d {
+        rt::DType::F64 => DType::F64,
+        rt::DType::F32 => DType::F32,
+        rt::DType::F16 => DType::F16,
+        rt::DType::BF16 => DType::BF16,
+        rt::DType::F8E4M3 => DType::F8E4M3,
+        rt::DType::F8E5M2 => DType::F8E5M2,
+        rt::DType::F8E4M3Fnuz => DType::F8E4M3Fnuz,
+        rt::DType::F8E5M2Fnuz => DType::F8E5M2Fnuz,
+        rt::DType::F8E8M0 => DType::F8E8M0,
+        rt::DType::F4E2M1 => DType::F4E2M1,
+        rt::DType::I64 => DType::I64,
+        rt::DType::I32 => DType::I32,
+        rt::DType::I16 => DType::I16,
+        rt::DType::I8 => DType::I8,
+        rt::DType::I4 => DType::I4,
+        rt::DType::I2 => DType::I2,
+        rt::DType::U64 => DType::U64,
+        rt::DType::U32 => DType::U32,
+        rt::DType::U16 => DType::U16,
+        rt::DType::U8 => DType::U8,
+        rt::DType::U4 => DType::U4,
+        rt::DType::U2 => DType::U2,
+        rt::DType::Bool => DType::Bool,
+    }
+}
+
 /// The symbols of an artifact, in the order of its manifest.
 #[derive(Clone, Debug)]
 pub struct Symbols(pub Vec<Sym>);

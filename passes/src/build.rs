@@ -29,16 +29,16 @@ pub fn greedy(graph: &Graph, costs: &Costs) -> Result<(Graph, Vec<Cluster>), Pas
 
 /// Build the program `name` of `graph`: kernels by `planner`, in nested graphs likewise.
 pub fn program(name: &str, graph: &Graph, planner: Planner, ctx: &Ctx) -> Result<Program, PassError> {
-    let mut body = plan(graph, planner, Outer::Top)?;
+    let mut body = plan(graph, planner, Outer::Top, ctx)?;
     memory::in_place(&mut body);
     let program = Program { name: name.into(), body };
     ctx.dump(name, || program.to_string());
     Ok(program)
 }
 
-fn plan(graph: &Graph, planner: Planner, outer: Outer) -> Result<Body, PassError> {
+fn plan(graph: &Graph, planner: Planner, outer: Outer, ctx: &Ctx) -> Result<Body, PassError> {
     let (graph, clusters) = planner(graph)?;
-    Builder { graph: &graph, planner, body: Body::default(), bufs: BTreeMap::new(), outer }.body(clusters)
+    Builder { graph: &graph, planner, body: Body::default(), bufs: BTreeMap::new(), outer, ctx }.body(clusters)
 }
 
 /// What the inputs of a graph are.
@@ -58,6 +58,7 @@ struct Builder<'a> {
     body: Body,
     bufs: BTreeMap<Value, BufId>,
     outer: Outer<'a>,
+    ctx: &'a Ctx,
 }
 
 /// Something to do once what it reads exists.
@@ -186,6 +187,17 @@ impl<'a> Builder<'a> {
         Origin { sources, members, rules: rules.to_vec() }
     }
 
+    fn keep_members(&self, c: &Cluster) {
+        if let Some(kept) = self.ctx.members.borrow_mut().as_mut() {
+            let region = Region { name: String::new(), ..c.formed.region.clone() };
+            if !kept.contains_key(&region)
+                && let Some(graph) = fuse::member_graph(self.graph, c)
+            {
+                kept.insert(region, graph);
+            }
+        }
+    }
+
     fn run(&mut self, task: Task) -> Result<(), PassError> {
         match task {
             Task::Alias { from, to } => {
@@ -200,6 +212,7 @@ impl<'a> Builder<'a> {
                 let args = c.formed.args.iter().map(|v| self.buf(*v)).collect();
                 let outputs = c.formed.outputs.iter().map(|v| self.fresh(*v)).collect();
                 let origin = self.origin(&c.members, &c.rules);
+                self.keep_members(&c);
                 self.body.steps.push(Step::Run { region: c.formed.region, args, outputs, origin });
             }
             Task::Node(id) => self.node(id)?,
@@ -231,7 +244,7 @@ impl<'a> Builder<'a> {
             Some(Op::Concat { axis }) => self.concat(id, *axis, &operands)?,
             Some(Op::If {}) => {
                 let bodies = self.graph.bodies(id);
-                let branch = |g: &Graph| plan(g, self.planner, Outer::Branch { captures: &bufs[1..] });
+                let branch = |g: &Graph| plan(g, self.planner, Outer::Branch { captures: &bufs[1..] }, self.ctx);
                 let (then_body, else_body) = (Box::new(branch(&bodies[0])?), Box::new(branch(&bodies[1])?));
                 let outputs = results.iter().map(|v| self.fresh(*v)).collect();
                 self.body.steps.push(Step::If { cond: bufs[0], then_body, else_body, outputs });
@@ -239,7 +252,7 @@ impl<'a> Builder<'a> {
             Some(Op::Loop { carried, .. }) => {
                 let (values, captures) = bufs[2..].split_at(*carried);
                 let graph = &self.graph.bodies(id)[0];
-                let body = plan(graph, self.planner, Outer::Loop { inputs: 2 + carried, captures })?;
+                let body = plan(graph, self.planner, Outer::Loop { inputs: 2 + carried, captures }, self.ctx)?;
                 let carried = values.to_vec();
                 let outputs = results.iter().map(|v| self.fresh(*v)).collect();
                 self.body.steps.push(Step::Loop { trip: bufs[0], cond: bufs[1], body: Box::new(body), carried, outputs });

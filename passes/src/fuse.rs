@@ -22,6 +22,36 @@ pub struct Cluster {
     pub rules: Vec<String>,
 }
 
+/// The members of a cluster as a graph of their own: its inputs are the arguments, its outputs the outputs, in order.
+/// Constants that are written into the kernel stay constants. `None` if a member reads anything else.
+pub(crate) fn member_graph(graph: &Graph, cluster: &Cluster) -> Option<Graph> {
+    let mut new = Graph::new(cluster.formed.region.name.clone());
+    let mut values: BTreeMap<Value, Value> = BTreeMap::new();
+    for (i, v) in cluster.formed.args.iter().enumerate() {
+        values.insert(*v, new.input(format!("a{i}"), graph.ty(*v).clone()));
+    }
+    for &id in &cluster.members {
+        let mut operands = vec![];
+        for v in graph.operands(id) {
+            if let (None, Some(t)) = (values.get(&v), graph.as_const(v)) {
+                values.insert(v, new.constant(t.clone()));
+            }
+            operands.push(*values.get(&v)?);
+        }
+        let node = new.add_with(graph.op(id)?.clone(), &operands, vec![]).ok()?;
+        new.set_source(node, graph[id].source.clone());
+        for result in 0..graph[id].types.len() as u32 {
+            // A member that is an argument too is read, not computed.
+            values.entry(Value { node: id, result }).or_insert(Value { node, result });
+        }
+    }
+    for (i, v) in cluster.formed.outputs.iter().enumerate() {
+        new.output(format!("out{i}"), *values.get(v)?);
+    }
+    new.prune();
+    Some(new)
+}
+
 /// Ops that never cost a kernel when they can be read through.
 pub(crate) fn is_free(op: &Op) -> bool {
     form::is_view(op) || matches!(op, Op::Iota { .. } | Op::Dims { .. } | Op::BindSize { .. })

@@ -13,8 +13,8 @@ pub mod memory;
 mod rebuild;
 pub mod rules;
 
-use pavage_ir::{Graph, verify};
-use std::cell::RefCell;
+use pavage_ir::{Graph, Region, verify};
+use std::{cell::RefCell, collections::BTreeMap};
 
 /// Did a pass do anything?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub struct Ctx {
     pub dumps: RefCell<Vec<(String, String)>>,
     /// What the user should know: limits that were hit.
     pub notes: RefCell<Vec<String>>,
+    /// The member ops of each region as a graph (inputs are the region's arguments, outputs its outputs), by the
+    /// region without its name; kept only if this is `Some`. Kernels that no ops stand behind (copies into a
+    /// concatenation) have none.
+    pub members: RefCell<Option<BTreeMap<Region, Graph>>>,
 }
 
 impl Ctx {

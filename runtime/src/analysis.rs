@@ -23,6 +23,8 @@ pub(crate) struct BodyInfo {
     pub(crate) children: Vec<BodyInfo>,
     /// Most buffers that a launch here or further in takes.
     pub(crate) max_args: usize,
+    /// Of each step that is a launch: how many launches the plan names before it.
+    pub(crate) places: Vec<usize>,
 }
 
 pub(crate) struct SegmentInfo {
@@ -71,7 +73,29 @@ struct Around<'a> {
 /// Checks a plan and finds what holds of it. The message of an error names the place.
 pub(crate) fn analyse(manifest: &Manifest, plan: &Plan) -> Result<BodyInfo, String> {
     let gpu = manifest.codes.get(plan.code as usize).map(|c| c.kind) != Some(CodeKind::SharedObject);
-    Analysis { manifest, plan, gpu }.body(&plan.body, None)
+    let mut info = Analysis { manifest, plan, gpu }.body(&plan.body, None)?;
+    number(&mut info, &plan.body, &mut 0);
+    Ok(info)
+}
+
+/// Gives each launch its place in the plan, nested bodies where they stand.
+fn number(info: &mut BodyInfo, body: &Body, next: &mut usize) {
+    let mut children = info.children.iter_mut();
+    for step in &body.steps {
+        info.places.push(*next);
+        let nested = match step {
+            Step::Launch { .. } => {
+                *next += 1;
+                continue;
+            }
+            Step::Copy { .. } | Step::Bind { .. } => continue,
+            Step::If { then_body, else_body, .. } => vec![then_body, else_body],
+            Step::Loop { body, .. } => vec![body],
+        };
+        for (child, body) in children.by_ref().take(nested.len()).zip(nested) {
+            number(child, body, next);
+        }
+    }
 }
 
 struct Analysis<'a> {
@@ -192,7 +216,7 @@ impl Analysis<'_> {
             touch(&mut buffers, *id, body.steps.len());
         }
         let dims_len = buffers.last().map_or(0, |b| b.dims.end);
-        Ok(BodyInfo { segments: info_segments, buffers, dims_len, input_symbols, children, max_args })
+        Ok(BodyInfo { segments: info_segments, buffers, dims_len, input_symbols, children, max_args, places: Vec::new() })
     }
 
     /// Indices and dtypes of the buffers, inputs and outputs.

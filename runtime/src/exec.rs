@@ -21,12 +21,27 @@ pub struct LaunchTime {
 pub struct Observed {
     /// Which kernel of the plan.
     pub kernel: KernelId,
+    /// Which launch of the plan, counted as the plan names them: both branches of an `If`, and the
+    /// body of a `Loop` once.
+    pub place: usize,
     /// Its run-time sizes.
     pub dims: Vec<i64>,
+    /// Values of the manifest's symbols; of use only where they are defined by now.
+    pub sizes: Vec<i64>,
     /// Its buffers before the launch, in argument order.
     pub before: Vec<Tensor>,
     /// The same buffers after it.
     pub after: Vec<Tensor>,
+}
+
+/// What a run does after a launch was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Go on with what the launch left.
+    GoOn,
+    /// Put [`Observed::after`] into the buffers first: for trying what another kernel would do to
+    /// the rest of the run.
+    WriteBack,
 }
 
 /// What all bodies of one run share.
@@ -52,7 +67,7 @@ pub(crate) struct Run<'a, 'w> {
 pub(crate) enum Watch<'a> {
     Nothing,
     Times(&'a mut Vec<LaunchTime>),
-    Values(&'a mut dyn FnMut(&Observed)),
+    Values(&'a mut dyn FnMut(&mut Observed) -> Then),
 }
 
 /// A value on its way into or out of a nested body.
@@ -84,7 +99,7 @@ impl Run<'_, '_> {
                                 let ns = self.backend.launch_timed(launch, self.args)?;
                                 times.push(LaunchTime { kernel: launch.kernel, ns });
                             }
-                            Watch::Values(_) => self.launch_observed(info, body, frame, launch, args)?,
+                            Watch::Values(_) => self.launch_observed(info, body, frame, launch, i)?,
                         }
                     }
                     Step::Copy { from, to } => {
@@ -141,7 +156,8 @@ impl Run<'_, '_> {
     }
 
     /// Launches, and shows the buffers before and after.
-    fn launch_observed(&mut self, info: &BodyInfo, body: &Body, frame: &Frame, launch: &Launch, args: &[BufferId]) -> Result<(), Error> {
+    fn launch_observed(&mut self, info: &BodyInfo, body: &Body, frame: &Frame, launch: &Launch, step: usize) -> Result<(), Error> {
+        let Step::Launch { args, .. } = &body.steps[step] else { return Ok(()) };
         let values = |backend: &mut dyn Backend| -> Result<Vec<Tensor>, Error> {
             let mut tensors = Vec::with_capacity(args.len());
             for id in args {
@@ -155,8 +171,18 @@ impl Run<'_, '_> {
         let before = values(self.backend)?;
         self.backend.launch(launch, self.args)?;
         let after = values(self.backend)?;
-        if let Watch::Values(show) = &mut self.watch {
-            show(&Observed { kernel: launch.kernel, dims: launch.dims.clone(), before, after });
+        let (dims, sizes) = (launch.dims.clone(), self.symbols.to_vec());
+        let mut observed = Observed { kernel: launch.kernel, place: info.places[step], dims, sizes, before, after };
+        let Watch::Values(show) = &mut self.watch else { return Ok(()) };
+        if show(&mut observed) == Then::WriteBack {
+            for (id, tensor) in args.iter().zip(&observed.after) {
+                // Constants, inputs and what is captured are never written.
+                let root = &body.buffers[info.buffers[id.index()].root.index()];
+                let writable = matches!(root.kind, BufferKind::Arena | BufferKind::Output(_));
+                if writable && tensor.bytes().len() == frame.bytes[id.index()] {
+                    self.backend.write(frame.address[id.index()], tensor.bytes())?;
+                }
+            }
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ pub use device::Device;
 pub use dim::{DimError, DimExpr};
 pub use dtype::DType;
 pub use error::{Error, Names, Shape};
-pub use exec::{LaunchTime, Observed};
+pub use exec::{LaunchTime, Observed, Then};
 pub use features::{KNOWN_FEATURES, has_feature, host_level};
 pub use session::{Graphs, Options, Session};
 pub use tensor::{Element, Tensor, TensorRef};

@@ -5,7 +5,7 @@ use crate::backend::{Backend, Replay};
 use crate::cpu::{self, Cpu};
 use crate::device::Device;
 use crate::error::Shape;
-use crate::exec::{LaunchTime, Observed, Run, Watch};
+use crate::exec::{LaunchTime, Observed, Run, Then, Watch};
 use crate::frame::Frame;
 use crate::null::Null;
 use crate::plan::{BufferKind, CodeKind, Plan, Port, Step};
@@ -257,8 +257,9 @@ impl Session {
     }
 
     /// Runs the model and shows each launch's buffers before and after it, in order: to find the
-    /// first kernel that goes wrong. Slow: every buffer comes to the host.
-    pub fn run_observed<'v, V>(&mut self, inputs: &[(&str, V)], outputs: &mut Outputs, show: &mut dyn FnMut(&Observed)) -> Result<(), Error>
+    /// first kernel that goes wrong, or to put other results in the place of its own. Slow: every
+    /// buffer comes to the host.
+    pub fn run_observed<'v, V>(&mut self, inputs: &[(&str, V)], outputs: &mut Outputs, show: &mut dyn FnMut(&mut Observed) -> Then) -> Result<(), Error>
     where
         V: Copy + Into<Value<'v>>,
     {

@@ -2,7 +2,7 @@
 mod common;
 use common::*;
 use pavage_runtime::plan::*;
-use pavage_runtime::{Artifact, DType, Device, DimExpr, Options, TensorRef, Value};
+use pavage_runtime::{Artifact, DType, Device, DimExpr, Observed, Options, TensorRef, Then, Value};
 
 fn options(plan: &str, threads: usize) -> Options {
     Options { plan: plan.into(), threads, ..Options::default() }
@@ -71,7 +71,13 @@ fn each_launch_can_be_looked_at() {
     let mut outputs = session.new_outputs().unwrap();
     let mut seen = Vec::new();
     let inputs = [("a", &tensor(&[50, 8], &a)), ("b", &tensor(&[50, 8], &b))];
-    session.run_observed(&inputs, &mut outputs, &mut |o| seen.push(o.clone())).unwrap();
+    let mut look = |o: &mut Observed| {
+        seen.push(o.clone());
+        Then::GoOn
+    };
+    session.run_observed(&inputs, &mut outputs, &mut look).unwrap();
+    assert_eq!(seen.iter().map(|o| o.place).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(seen[0].sizes, [50]);
     assert_eq!(seen.iter().map(|o| o.kernel.0).collect::<Vec<_>>(), [0, 1, 2]);
     let sum: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
     let relu: Vec<f32> = sum.iter().map(|v| v.max(0.0)).collect();
@@ -81,6 +87,28 @@ fn each_launch_can_be_looked_at() {
     assert_eq!(seen[1].after[1].as_slice::<f32>().unwrap(), relu);
     assert_eq!(seen[2].after[2].shape(), [50, 8]);
     assert_eq!(outputs[0].as_slice::<f32>().unwrap(), small_model_expects(&a, &b));
+}
+
+#[test]
+fn what_a_launch_left_can_be_replaced() {
+    let mut session = small().session(Device::Cpu, options("unfused", 2)).unwrap();
+    let (a, b) = (noise(3, 400), noise(4, 400));
+    let mut outputs = session.new_outputs().unwrap();
+    let inputs = [("a", &tensor(&[50, 8], &a)), ("b", &tensor(&[50, 8], &b))];
+    let wanted: Vec<f32> = noise(5, 400);
+    let mut replace = |o: &mut Observed| {
+        if o.place != 1 {
+            return Then::GoOn;
+        }
+        // What it reads stays as it was.
+        o.after[0] = tensor(&[50, 8], &b);
+        o.after[1] = tensor(&[50, 8], &wanted);
+        Then::WriteBack
+    };
+    session.run_observed(&inputs, &mut outputs, &mut replace).unwrap();
+    let scaled: Vec<f32> = wanted.iter().map(|v| v * 2.5).collect();
+    assert_eq!(outputs[0].as_slice::<f32>().unwrap(), scaled);
+    assert_eq!(inputs[0].1.as_slice::<f32>().unwrap(), a);
 }
 
 #[test]
