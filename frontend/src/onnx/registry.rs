@@ -7,8 +7,10 @@ use super::{
         activation, attention, cache, cast, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, select, shape,
         trees, view,
     },
+    ops::{contrib, contrib_attention, contrib_quant},
     ops::{det, einsum, loss, sample, signal, tfidf, unpool},
 };
+use contrib::By;
 use pavage_ir::{ScalarFn, attr::ReduceFn};
 use reduce::Kind;
 
@@ -38,6 +40,10 @@ const fn row(op: &'static str, since: &'static [i64], convert: fn(&mut Cx) -> Re
 
 const fn ml_row(op: &'static str, since: &'static [i64], convert: fn(&mut Cx) -> Res<Vec<Val>>) -> Row {
     Row { domain: ML, op, since, convert }
+}
+
+const fn ms_row(op: &'static str, convert: fn(&mut Cx) -> Res<Vec<Val>>) -> Row {
+    Row { domain: "com.microsoft", op, since: &[1], convert }
 }
 
 const PREVIEW: &str = "ai.onnx.preview";
@@ -154,7 +160,7 @@ const ROWS: &[Row] = &[
     row("Dropout", &[7, 10, 12, 13, 22], conv::dropout),
     // Normalisations.
     row("BatchNormalization", &[7, 9, 14, 15], norm::batch),
-    row("LayerNormalization", &[17], norm::layer),
+    row("LayerNormalization", &[1, 17], norm::layer),
     row("RMSNormalization", &[23], norm::rms),
     row("InstanceNormalization", &[6, 22], norm::instance),
     row("GroupNormalization", &[18, 21], norm::group),
@@ -238,6 +244,30 @@ const ROWS: &[Row] = &[
     row("CausalConvWithState", &[27], cache::causal_conv),
     row("TensorScatter", &[24], cache::tensor_scatter),
     row("SwiGLU", &[28], activation::swiglu),
+    // com.microsoft. onnxruntime also writes two of its operators into the default domain.
+    row("SimplifiedLayerNormalization", &[1], norm::rms),
+    ms_row("LayerNormalization", norm::layer),
+    ms_row("SimplifiedLayerNormalization", norm::rms),
+    ms_row("SkipLayerNormalization", |cx| contrib::skip_norm(cx, By::Deviation)),
+    ms_row("SkipSimplifiedLayerNormalization", |cx| contrib::skip_norm(cx, By::RootMeanSquare)),
+    ms_row("FusedMatMul", contrib::fused_matmul),
+    ms_row("Gelu", contrib::gelu),
+    ms_row("BiasGelu", contrib::gelu),
+    ms_row("FastGelu", contrib::fast_gelu),
+    ms_row("QuickGelu", contrib::quick_gelu),
+    ms_row("Attention", contrib_attention::attention),
+    ms_row("MultiHeadAttention", contrib_attention::multi_head_attention),
+    ms_row("GroupQueryAttention", contrib_attention::group_query_attention),
+    ms_row("RotaryEmbedding", contrib_attention::rotary_embedding),
+    ms_row("MatMulNBits", contrib_quant::matmul_nbits),
+    ms_row("QLinearAdd", |cx| contrib_quant::binary(cx, ScalarFn::Add)),
+    ms_row("QLinearMul", |cx| contrib_quant::binary(cx, ScalarFn::Mul)),
+    ms_row("QLinearSigmoid", contrib_quant::sigmoid),
+    ms_row("QLinearLeakyRelu", contrib_quant::leaky_relu),
+    ms_row("QLinearConcat", contrib_quant::concat),
+    ms_row("QLinearGlobalAveragePool", contrib_quant::global_average_pool),
+    ms_row("DynamicQuantizeLSTM", contrib_quant::lstm),
+    ms_row("NhwcMaxPool", contrib_quant::nhwc_max_pool),
     // Classic machine learning.
     ml_row("TreeEnsembleClassifier", &[1, 3, 5], trees::classifier),
     ml_row("TreeEnsembleRegressor", &[1, 3, 5], trees::regressor),

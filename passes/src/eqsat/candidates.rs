@@ -300,7 +300,11 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
             if chosen.contains_key(&a) {
                 continue;
             }
-            let free = s.egraph[a].nodes.iter().find(|t| matches!(&t.head, Head::Op(op) if fuse::is_free(op)) && !t.args.contains(&a));
+            // Not a view of what is read through it: a transpose and the one that undoes it are in each other's classes.
+            let free = s.egraph[a]
+                .nodes
+                .iter()
+                .find(|t| matches!(&t.head, Head::Op(op) if fuse::is_free(op)) && !t.args.contains(&a) && !t.args.iter().any(|x| depends(s, &chosen, *x, a)));
             let leaf = s.egraph[a].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
             if let Some(t) = free.filter(|_| !leaf) {
                 chosen.insert(a, t.clone());

@@ -51,7 +51,9 @@ fn transpose_transpose(e: &Egraph, term: &Term) -> Vec<Build> {
         Some(Op::Transpose { perm: q }) => Some((q.clone(), n.args[0])),
         _ => None,
     });
-    inner.map(|(q, x)| Build::Op(Op::Transpose { perm: perm.iter().map(|&p| q[p]).collect() }, vec![Build::Class(x)])).collect()
+    let composed = inner.map(|(q, x)| (perm.iter().map(|&p| q[p]).collect::<Vec<_>>(), Build::Class(x)));
+    // One that undoes another leaves no view at all.
+    composed.map(|(perm, x)| if perm.is_sorted() { x } else { Build::Op(Op::Transpose { perm }, vec![x]) }).collect()
 }
 
 /// `reshape(reshape(x)) = reshape(x)`.

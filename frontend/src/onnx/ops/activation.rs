@@ -16,10 +16,15 @@ pub(crate) fn relu(cx: &mut Cx) -> Res<Vec<Val>> {
 /// A composite over floats: narrow ones are computed in f32 and rounded once.
 pub(crate) fn composite(cx: &mut Cx, f: fn(&mut Cx, Val) -> Res<Val>) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
+    Ok(vec![widely(cx, x, f)?])
+}
+
+/// A composite of one value: narrow floats are computed in f32 and rounded once.
+pub(crate) fn widely(cx: &mut Cx, x: Val, f: impl FnOnce(&mut Cx, Val) -> Res<Val>) -> Res<Val> {
     let dtype = cx.dtype(x);
     let wide = cx.cast(x, if dtype.is_float() && dtype.bits() < 32 { DType::F32 } else { dtype })?;
     let y = f(cx, wide)?;
-    Ok(vec![cx.cast(y, dtype)?])
+    cx.cast(y, dtype)
 }
 
 /// `x` where the test against `bound` holds, else `other`.
@@ -99,27 +104,41 @@ pub(crate) fn mish(cx: &mut Cx, x: Val) -> Res<Val> {
 
 pub(crate) fn swish(cx: &mut Cx, x: Val) -> Res<Val> {
     let alpha = cx.float("alpha", 1.0)?;
-    let scaled = if alpha == 1.0 { x } else { cx.with_number(Mul, x, alpha)? };
-    let gate = cx.map(Sigmoid, &[scaled])?;
-    cx.map(Mul, &[x, gate])
+    swish_of(cx, x, alpha)
+}
+
+/// `x * sigmoid(alpha x)`.
+pub(crate) fn swish_of(b: &mut Builder, x: Val, alpha: f64) -> Res<Val> {
+    let scaled = if alpha == 1.0 { x } else { b.with_number(Mul, x, alpha)? };
+    let gate = b.map(Sigmoid, &[scaled])?;
+    b.map(Mul, &[x, gate])
 }
 
 pub(crate) fn gelu(cx: &mut Cx, x: Val) -> Res<Val> {
-    let inner = if cx.text("approximate", "none")? == "tanh" {
-        // tanh(sqrt(2 / pi) * (x + 0.044715 x^3))
-        let square = cx.map(Mul, &[x, x])?;
-        let cube = cx.map(Mul, &[square, x])?;
-        let cube = cx.with_number(Mul, cube, 0.044_715)?;
-        let sum = cx.map(Add, &[x, cube])?;
-        let scaled = cx.with_number(Mul, sum, (2.0 / std::f64::consts::PI).sqrt())?;
-        cx.map(Tanh, &[scaled])?
-    } else {
-        let scaled = cx.with_number(Mul, x, std::f64::consts::FRAC_1_SQRT_2)?;
-        cx.map(Erf, &[scaled])?
-    };
-    let gate = cx.with_number(Add, inner, 1.0)?;
-    let half = cx.with_number(Mul, x, 0.5)?;
-    cx.map(Mul, &[half, gate])
+    if cx.text("approximate", "none")? == "tanh" { gelu_tanh(cx, x) } else { gelu_erf(cx, x) }
+}
+
+pub(crate) fn gelu_erf(b: &mut Builder, x: Val) -> Res<Val> {
+    let scaled = b.with_number(Mul, x, std::f64::consts::FRAC_1_SQRT_2)?;
+    let inner = b.map(Erf, &[scaled])?;
+    half_gated(b, x, inner)
+}
+
+/// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
+pub(crate) fn gelu_tanh(b: &mut Builder, x: Val) -> Res<Val> {
+    let square = b.map(Mul, &[x, x])?;
+    let cube = b.map(Mul, &[square, x])?;
+    let cube = b.with_number(Mul, cube, 0.044_715)?;
+    let sum = b.map(Add, &[x, cube])?;
+    let scaled = b.with_number(Mul, sum, (2.0 / std::f64::consts::PI).sqrt())?;
+    let inner = b.map(Tanh, &[scaled])?;
+    half_gated(b, x, inner)
+}
+
+fn half_gated(b: &mut Builder, x: Val, inner: Val) -> Res<Val> {
+    let gate = b.with_number(Add, inner, 1.0)?;
+    let half = b.with_number(Mul, x, 0.5)?;
+    b.map(Mul, &[half, gate])
 }
 
 pub(crate) fn softsign(cx: &mut Cx, x: Val) -> Res<Val> {

@@ -3,7 +3,7 @@ use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
 };
-use pavage_ir::{DType, Dim, Op, ScalarFn::*, TensorType};
+use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn::*, Tensor, TensorType};
 
 /// One step over a state `[b, h, e, d]`. Inputs: q `[b, h, g, e]`, k `[b, h, 1, e]`, v `[b, h, 1, d]`, then as the rule has
 /// them the decay as a factor, `[b, h, e or 1, 1]`, and the rate of update, `[b, h or 1, 1, 1]`.
@@ -98,15 +98,19 @@ pub(crate) fn linear_attention(cx: &mut Cx) -> Res<Vec<Val>> {
         let now = scanned.iter().zip(now).map(|(v, shape)| cx.reshape(*v, shape)).collect::<Res<Vec<_>>>()?;
         apply(cx, state, &now)?
     } else {
-        let mut types = vec![cx.ty(state).clone()];
-        types.extend(scanned.iter().map(|v| TensorType { dtype: DType::F32, shape: drop_first(cx, *v) }));
+        let number = |dtype| TensorType { dtype, shape: vec![] };
+        let types = [number(DType::I64), number(DType::Bool), cx.ty(state).clone()];
         let owner = cx.name.clone();
-        let frame = cx.nested("step", &owner, &types, |b, vals| apply(b, vals[0], &vals[1..]).map(|vals| vals.to_vec()))?;
-        let op = Op::Scan { carried: 1, scanned: scanned.len(), reverse_in: vec![false; scanned.len()], reverse_out: vec![false] };
-        let mut operands = vec![state];
-        operands.extend(&scanned);
+        let frame = cx.nested("step", &owner, &types, |b, vals| {
+            let now = scanned.iter().map(|v| b.emit(Op::Gather { axis: 0 }, &[*v, vals[0]])).collect::<Res<Vec<_>>>()?;
+            let [state, y] = apply(b, vals[2], &now)?;
+            Ok(vec![vals[1], state, y])
+        })?;
+        let (count, go) = (cx.known_dims(DType::I64, &[], vec![steps.clone()]), cx.constant(Tensor::scalar(DType::Bool, Scalar::B(true))));
+        let mut operands = vec![count, go, state];
         operands.extend(&frame.captures);
-        let out = cx.emit_all(op, &operands, vec![frame.graph])?;
+        let trips = cx.data_symbol(&owner, None);
+        let out = cx.emit_all(Op::Loop { carried: 1, trips }, &operands, vec![frame.graph])?;
         [out[0], out[1]]
     };
     // `[t, b, h, g, d]` as `[b, t, h * g * d]`.

@@ -84,7 +84,7 @@ fn batch_statistics(b: &mut Builder, x: Val) -> Res<[Val; 2]> {
 }
 
 /// `(x - mean) / sqrt(variance + epsilon)` over axes: the result, the mean and the reciprocal deviation.
-fn standardize(b: &mut Builder, x: Val, axes: &[usize], epsilon: f64) -> Res<[Val; 3]> {
+pub(crate) fn standardize(b: &mut Builder, x: Val, axes: &[usize], epsilon: f64) -> Res<[Val; 3]> {
     let m = mean(b, x, axes)?;
     let d = b.pointwise(Sub, &[x, m])?;
     let square = b.map(Mul, &[d, d])?;
@@ -127,15 +127,20 @@ pub(crate) fn rms(cx: &mut Cx) -> Res<Vec<Val>> {
     let epsilon = cx.float("epsilon", 1e-5)?;
     let work = stash(cx, x)?;
     let wide = cx.cast(x, work)?;
-    let square = cx.map(Mul, &[wide, wide])?;
-    let m = mean(cx, square, &axes)?;
-    let m = cx.with_number(Add, m, epsilon)?;
-    let inv = cx.map(Rsqrt, &[m])?;
-    let y = cx.pointwise(Mul, &[wide, inv])?;
+    let [y, inv] = by_root_mean_square(cx, wide, &axes, epsilon)?;
     let y = cx.cast(y, dtype)?;
     let scale = cx.arg(1)?;
     let scale = cx.cast(scale, dtype)?;
-    Ok(vec![cx.pointwise(Mul, &[y, scale])?])
+    Ok(vec![cx.pointwise(Mul, &[y, scale])?, inv])
+}
+
+/// `x / sqrt(mean(x^2) + epsilon)` over axes: the result, and what x is multiplied by.
+pub(crate) fn by_root_mean_square(b: &mut Builder, x: Val, axes: &[usize], epsilon: f64) -> Res<[Val; 2]> {
+    let square = b.map(Mul, &[x, x])?;
+    let m = mean(b, square, axes)?;
+    let m = b.with_number(Add, m, epsilon)?;
+    let inv = b.map(Rsqrt, &[m])?;
+    Ok([b.pointwise(Mul, &[x, inv])?, inv])
 }
 
 pub(crate) fn instance(cx: &mut Cx) -> Res<Vec<Val>> {

@@ -47,7 +47,7 @@ fn named(cx: &Cx, attribute: &str) -> Res<Option<DType>> {
 }
 
 /// Round a float to the nearest integer, ties to even, saturating, as `dtype`.
-fn saturate(b: &mut Builder, x: Val, zero: Option<Val>, dtype: DType) -> Res<Val> {
+pub(crate) fn saturate(b: &mut Builder, x: Val, zero: Option<Val>, dtype: DType) -> Res<Val> {
     if dtype.is_float() {
         return convert(b, x, dtype, true);
     }
