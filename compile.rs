@@ -1,6 +1,6 @@
 //! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
 use crate::{
-    Error, import,
+    Error, gaps, import,
     options::{CompileOptions, Compiled, Emit, OptLevel, Progress, Source, Verify},
     verify,
 };
@@ -73,7 +73,7 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     let Model { mut graph, mut notes, equalities, .. } = import(model, &options.shapes)?;
     let missing = build::missing(&graph);
     if !missing.is_empty() {
-        return Err(Error::Unsupported(unsupported(&graph, &missing)));
+        return Err(Error::Unsupported(gaps::message(&gaps::no_kernel(&graph, &missing))));
     }
     let kept = || RefCell::new((members == Members::Keep).then(BTreeMap::new));
     let ctx = Ctx { dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
@@ -157,20 +157,6 @@ fn dump(progress: Option<&dyn Progress>, ctx: &Ctx) {
     if let Some(p) = progress {
         ctx.dumps.borrow().iter().for_each(|(pass, text)| p.dump(pass, text));
     }
-}
-
-/// Everything the model needs that no kernel covers, as one message.
-fn unsupported(graph: &Graph, missing: &[(pavage_ir::NodeId, String)]) -> String {
-    let mut by_reason: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    for (id, why) in missing {
-        let op = graph.op(*id).map_or("value", |op| op.mnemonic()).to_string();
-        by_reason.entry((op, why.clone())).or_default().extend(graph[*id].source.iter().cloned());
-    }
-    let lines: Vec<String> = by_reason
-        .iter()
-        .map(|((op, why), nodes)| format!("  {op}: {why} ({} nodes: {})", nodes.len(), nodes.iter().take(4).cloned().collect::<Vec<_>>().join(", ")))
-        .collect();
-    format!("this model needs {} things no kernel covers:\n{}", lines.len(), lines.join("\n"))
 }
 
 fn emit_text(what: Emit, graph: &Graph, targets: &[(Target, Vec<Program>)]) -> Result<String, Error> {

@@ -18,12 +18,14 @@
 pub mod bisect;
 mod compile;
 mod error;
+mod gaps;
 mod import;
 mod options;
 mod verify;
 
 pub use compile::compile;
 pub use error::Error;
+pub use gaps::{Gap, gaps};
 pub use import::import;
 pub use options::{CompileOptions, Compiled, Emit, OptLevel, Progress, ShapeArg, Source, Verify};
 pub use pavage_frontend as frontend;

@@ -1,9 +1,9 @@
 //! `pavage check`: everything a model needs that Pavage lacks, all at once. Also how a model is
 //! described, which `inspect` shares.
 use super::{Done, Failure, remark, say, say_json, text};
-use pavage::frontend::{Error as ImportError, onnx::Model};
+use pavage::frontend::{Error as ImportError, Problem, onnx::Model};
 use pavage::ir::{Graph, NodeKind, TensorType};
-use pavage::{Error, ShapeArg, Source};
+use pavage::{Error, Gap, ShapeArg, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,29 +35,62 @@ pub(crate) fn inputs(graph: &Graph) -> Vec<(&str, &TensorType)> {
     graph.inputs().iter().filter_map(|id| input(*id)).collect()
 }
 
+/// One thing that is missing.
+struct Missing {
+    op: String,
+    domain: String,
+    opset: Option<i64>,
+    count: usize,
+    nodes: Vec<String>,
+    missing: String,
+    nearest: String,
+}
+
+impl From<&Problem> for Missing {
+    fn from(p: &Problem) -> Self {
+        let Problem { op, domain, opset, count, nodes, missing, nearest } = p.clone();
+        Missing { op, domain, opset: Some(opset), count, nodes, missing, nearest }
+    }
+}
+
+impl From<Gap> for Missing {
+    fn from(g: Gap) -> Self {
+        let Gap { op, missing, mut nodes } = g;
+        let count = nodes.len();
+        nodes.truncate(4);
+        Missing { op, domain: "kernel".into(), opset: None, count, nodes, missing, nearest: String::new() }
+    }
+}
+
 /// `pavage check`
 pub(crate) fn main(args: &Args) -> Done {
     let done = pavage::import(Source::Path(&args.model), &args.shapes);
-    let Err(Error::Model(ImportError::Unsupported(problems))) = &done else {
-        let model = done?;
-        return print(&args.model, &model, args.json);
+    let missing: Vec<Missing> = match &done {
+        Err(Error::Model(ImportError::Unsupported(problems))) => problems.iter().map(Missing::from).collect(),
+        Ok(model) => pavage::gaps(&model.graph, "native")?.into_iter().map(Missing::from).collect(),
+        Err(_) => vec![],
     };
+    if missing.is_empty() {
+        return print(&args.model, &done?, args.json);
+    }
     if args.json {
-        let problem = |p: &pavage::frontend::Problem| {
+        let problem = |m: &Missing| {
             json!({
-                "op": p.op, "domain": p.domain, "opset": p.opset, "count": p.count, "nodes": p.nodes,
-                "missing": p.missing,
+                "op": m.op, "domain": m.domain, "opset": m.opset, "count": m.count, "nodes": m.nodes,
+                "missing": m.missing, "nearest": m.nearest,
             })
         };
-        say_json(&json!({"ok": false, "problems": problems.iter().map(problem).collect::<Vec<_>>()}));
+        say_json(&json!({"ok": false, "problems": missing.iter().map(problem).collect::<Vec<_>>()}));
     } else {
-        let rows = problems.iter().map(|p| {
-            let more = if p.count > p.nodes.len() { ", ..." } else { "" };
-            vec![format!("{}::{}", p.domain, p.op), p.opset.to_string(), p.count.to_string(), p.missing.clone(), format!("{}{more}", p.nodes.join(", "))]
+        let rows = missing.iter().map(|m| {
+            let more = if m.count > m.nodes.len() { ", ..." } else { "" };
+            let opset = m.opset.map_or(String::new(), |v| v.to_string());
+            let name = format!("{}::{}", m.domain, m.op);
+            vec![name, opset, m.count.to_string(), m.missing.clone(), m.nearest.clone(), format!("{}{more}", m.nodes.join(", "))]
         });
-        say(text::table(&["op", "opset#", "times#", "what is missing", "nodes"], rows));
+        say(text::table(&["op", "opset#", "times#", "what is missing", "nearest", "nodes"], rows));
     }
-    Err(Failure::model(format!("{}: {} that Pavage lacks", args.model.display(), text::count(problems.len(), "thing"))))
+    Err(Failure::model(format!("{}: {} that Pavage lacks", args.model.display(), text::count(missing.len(), "thing"))))
 }
 
 /// Describes a model file.

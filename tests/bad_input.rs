@@ -99,6 +99,20 @@ fn all_unsupported_ops_are_listed_at_once() {
 }
 
 #[test]
+fn what_is_near_or_out_of_scope_is_said() {
+    let dir = folder("nearest");
+    let mut model = Model::add(tensor("w", &[4], &[1.0; 4]));
+    model.nodes = vec![node("Sigmoyd", "first", &["x"], &["a"]), node("StringSplit", "second", &["a"], &["b"]), node("ImageDecoder", "third", &["b"], &["y"])];
+    refused(&dir, &model.encode(20), &["Sigmoyd", "StringSplit", "ImageDecoder"]);
+    let path = put(&dir, "json.onnx", &model.encode(20));
+    let report = pavage(["check".as_ref(), path.as_os_str(), "--json".as_ref()]).exits(2).json();
+    let nearest = |i: usize| report["problems"][i]["nearest"].as_str().unwrap().to_string();
+    assert_eq!(nearest(0), "nearest: ai.onnx::Sigmoid");
+    assert!(nearest(1).contains("out of scope: Pavage compiles no text"), "{}", nearest(1));
+    assert!(nearest(2).contains("out of scope: Pavage decodes no images"), "{}", nearest(2));
+}
+
+#[test]
 fn an_unknown_operator_set_is_named() {
     let dir = folder("opset");
     refused(&dir, &Model::add(tensor("w", &[4], &[1.0; 4])).encode(9999), &["9999"]);

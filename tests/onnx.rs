@@ -8,24 +8,17 @@
 //! Tests run in processes of their own, one a core: what crashes or hangs is one failure.
 #[path = "support/nodes.rs"]
 mod nodes;
+#[path = "support/workers.rs"]
+mod workers;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-    time::{Duration, Instant},
+    time::Instant,
 };
+use workers::say;
 
-/// Set for the processes that run tests.
-const WORKER: &str = "PAVAGE_NODES_WORKER";
-/// A test that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(120);
 /// Longest reason that the list keeps.
 const REASON: usize = 200;
 
@@ -37,11 +30,6 @@ fn folder() -> PathBuf {
     std::env::var_os("PAVAGE_NODES").map_or_else(|| repository().join("target/nodes"), PathBuf::from)
 }
 
-/// Prints past the capture of the test harness.
-fn say(line: &str) {
-    writeln!(std::io::stdout().lock(), "{line}").ok();
-}
-
 /// How a test went, from the process that ran it.
 struct Outcome {
     failure: Option<String>,
@@ -49,102 +37,26 @@ struct Outcome {
     compile: Option<f64>,
 }
 
-impl Outcome {
-    fn failed(why: String) -> Outcome {
-        Outcome { failure: Some(why), evaluator: None, compile: None }
-    }
-}
-
-/// A process that runs the tests whose names it reads, and answers with a line of JSON each.
-struct Worker {
-    child: Child,
-    answers: mpsc::Receiver<String>,
-}
-
-impl Worker {
-    fn start() -> Worker {
-        let program = std::env::current_exe().unwrap();
-        let mut child = Command::new(program)
-            .args(["worker", "--exact", "--nocapture"])
-            .env(WORKER, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (send, answers) = mpsc::channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            let answers = out.lines().map_while(Result::ok).filter(|line| line.starts_with('{'));
-            answers.take_while(|line| send.send(line.clone()).is_ok()).for_each(drop);
-        });
-        Worker { child, answers }
-    }
-
-    /// The outcome of a test; a process that did not answer is replaced.
-    fn run(&mut self, name: &str) -> Outcome {
-        let input = self.child.stdin.as_mut().unwrap();
-        let sent = writeln!(input, "{name}").and_then(|()| input.flush());
-        let answer = sent.map_err(|_| mpsc::RecvTimeoutError::Disconnected).and_then(|()| self.answers.recv_timeout(LIMIT));
-        let why = match answer {
-            Ok(line) => {
-                let v: serde_json::Value = serde_json::from_str(&line).unwrap();
-                let text = |key: &str| v[key].as_str().map(String::from);
-                return Outcome { failure: text("failure"), evaluator: text("evaluator"), compile: v["compile_ms"].as_f64() };
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => format!("hangs: no answer in {} s", LIMIT.as_secs()),
-            Err(mpsc::RecvTimeoutError::Disconnected) => "crash".into(),
-        };
-        self.child.kill().ok();
-        let status = self.child.wait().map(|s| s.to_string()).unwrap_or_default();
-        *self = Worker::start();
-        Outcome::failed(if why == "crash" { format!("crash: {status}") } else { why })
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
 /// One of the processes; a test of its own name, so that this program can start itself.
 #[test]
 fn worker() {
-    if std::env::var_os(WORKER).is_none() {
-        return;
-    }
     let root = folder();
-    for name in std::io::stdin().lines().map_while(Result::ok) {
-        let panicked = |e: Box<dyn std::any::Any + Send>| {
-            let text = e.downcast_ref::<String>().cloned().or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string()));
-            let failure = format!("panic: {}", text.unwrap_or_default().lines().collect::<Vec<_>>().join("; "));
-            nodes::Verdict { failure: Some(failure), evaluator: None, compile: None }
-        };
-        let v = std::panic::catch_unwind(|| nodes::run(&root.join(&name))).unwrap_or_else(panicked);
+    workers::serve(|name| {
+        let v = nodes::run(&root.join(name));
         let ms = v.compile.map(|t| t.as_secs_f64() * 1e3);
-        say(&serde_json::json!({ "failure": v.failure, "evaluator": v.evaluator, "compile_ms": ms }).to_string());
-    }
+        serde_json::json!({ "failure": v.failure, "evaluator": v.evaluator, "compile_ms": ms })
+    });
 }
 
-/// Runs tests, as many at a time as there are cores.
 fn run_all(names: &[String]) -> BTreeMap<String, Outcome> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(names.len());
-    let next = AtomicUsize::new(0);
-    let outcomes = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                let mut worker = Worker::start();
-                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = worker.run(name);
-                    outcomes.lock().unwrap().insert(name.clone(), outcome);
-                }
-            });
+    let outcome = |answer: Result<serde_json::Value, String>| match answer {
+        Ok(v) => {
+            let text = |key: &str| v[key].as_str().map(String::from);
+            Outcome { failure: text("failure"), evaluator: text("evaluator"), compile: v["compile_ms"].as_f64() }
         }
-    });
-    outcomes.into_inner().unwrap()
+        Err(why) => Outcome { failure: Some(why.clone()), evaluator: Some(why), compile: None },
+    };
+    workers::run_all(names).into_iter().map(|(name, answer)| (name, outcome(answer))).collect()
 }
 
 /// The fixed third: by FNV-1a of the name.

@@ -63,6 +63,17 @@ pub fn cpu_mlir(kernels: &[Kernel], target: &Target) -> Result<String, CompileEr
     Ok(lower::module(&cpu_functions(kernels, target)?))
 }
 
+/// Why `target` has no code for a kernel, where it has none.
+pub(crate) fn refusal(kernel: &Kernel, target: &Target) -> Option<CompileError> {
+    if let Err(e) = check::check(kernel, &target.limits()) {
+        return Some(e.into());
+    }
+    match target {
+        Target::Cpu(cpu) => lower::cpu::function(kernel, cpu).err().map(Into::into),
+        Target::Gpu(gpu) => lower::nvvm::module(std::slice::from_ref(kernel), gpu).err().map(Into::into),
+    }
+}
+
 fn cpu_functions(kernels: &[Kernel], target: &Target) -> Result<Vec<String>, CompileError> {
     let Target::Cpu(cpu) = target else {
         return Err(CompileError::NotCpu(target.name().to_owned()));

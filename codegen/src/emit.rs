@@ -100,6 +100,13 @@ impl Kernels {
         Ok(all)
     }
 
+    /// Every kernel of `program` that `target` has no code for: the model's nodes, and why.
+    pub fn missing(program: &Program, target: &Target) -> Vec<(Origin, String)> {
+        let mut found = vec![];
+        missing(&program.body, &[], target, &mut found);
+        found
+    }
+
     fn body(&mut self, body: &Body, outer: &[&Body], target: &Target, tuned: &BTreeMap<String, Schedule>) -> Result<(), EmitError> {
         let nested: Vec<&Body> = outer.iter().copied().chain([body]).collect();
         for step in &body.steps {
@@ -134,6 +141,24 @@ impl Kernels {
 
     fn find(&self, region: &Region, facts: &ArgFacts) -> Option<&Unit> {
         self.known.get(&key(region, facts)).map(|i| &self.units[*i])
+    }
+}
+
+fn missing(body: &Body, outer: &[&Body], target: &Target, found: &mut Vec<(Origin, String)>) {
+    let nested: Vec<&Body> = outer.iter().copied().chain([body]).collect();
+    for step in &body.steps {
+        match step {
+            Step::Run { region, args, origin, .. } => {
+                let why = match kernels::build(region, target, &region.name, &facts(&nested, args), None) {
+                    Ok(built) => compile::refusal(&built.kernel, target).map(|e| e.to_string()),
+                    Err(e) => Some(e.to_string()),
+                };
+                found.extend(why.map(|why| (origin.clone(), why)));
+            }
+            Step::If { then_body, else_body, .. } => [then_body, else_body].into_iter().for_each(|b| missing(b, &nested, target, found)),
+            Step::Loop { body, .. } => missing(body, &nested, target, found),
+            Step::Copy { .. } | Step::Bind { .. } => {}
+        }
     }
 }
 

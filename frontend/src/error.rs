@@ -101,6 +101,8 @@ pub struct Problem {
     pub nodes: Vec<String>,
     /// What is missing, in the reader's words.
     pub missing: String,
+    /// What is nearest to it, or that it is out of scope; empty where there is nothing to say.
+    pub nearest: String,
 }
 
 struct Problems<'a>(&'a [Problem]);
@@ -112,6 +114,9 @@ impl fmt::Display for Problems<'_> {
         for p in self.0 {
             let more = if p.count > p.nodes.len() { ", ..." } else { "" };
             write!(f, "\n  {}::{} (opset {}, {}x): {} [{}{more}]", p.domain, p.op, p.opset, p.count, p.missing, p.nodes.join(", "))?;
+            if !p.nearest.is_empty() {
+                write!(f, "; {}", p.nearest)?;
+            }
         }
         Ok(())
     }

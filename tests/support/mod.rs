@@ -89,6 +89,13 @@ impl Message {
         self
     }
 
+    /// A field of four bytes.
+    pub fn fixed(mut self, field: u64, value: u32) -> Self {
+        self.varint(field << 3 | 5);
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
     /// A field of bytes or text.
     pub fn bytes(mut self, field: u64, value: impl AsRef<[u8]>) -> Self {
         self.varint(field << 3 | 2);

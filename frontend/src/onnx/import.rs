@@ -5,6 +5,7 @@ use super::{
     cx::{Attrs, Cx},
     order,
     registry::{self, Found},
+    scope,
     tensors::{Files, Unread, dtype_of},
 };
 use crate::{Error, Problem};
@@ -542,7 +543,10 @@ impl<'m> Importer<'m> {
                     p.nodes.push(node.to_string());
                 }
             }
-            None => self.problems.push(Problem { op: op.into(), domain, opset, count: 1, nodes: vec![node.into()], missing }),
+            None => {
+                let nearest = scope::nearest(&domain, op);
+                self.problems.push(Problem { op: op.into(), domain, opset, count: 1, nodes: vec![node.into()], missing, nearest });
+            }
         }
     }
 

@@ -10,6 +10,7 @@ mod import;
 mod ops;
 mod order;
 pub mod registry;
+mod scope;
 mod symbolic;
 mod tensors;
 pub mod values;
