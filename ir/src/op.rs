@@ -315,9 +315,9 @@ ops! {
     "gru" = Gru("x", "w", "r", "b", "h0", "lens") { direction: Direction, activations: Vec<Activation>, clip: Real, linear_before_reset: bool } infer ops::rnn::infer_gru, eval ops::rnn::eval_gru;
     /// Plain recurrence (ONNX `RNN`): `w[d, h, i]`, `r[d, h, h]`, `b[d, 2h]`, `h0[d, n, h]`, `lens[n]`; results `y[t, d, n, h]`, `h[d, n, h]`.
     "rnn" = Rnn("x", "w", "r", "b", "h0", "lens") { direction: Direction, activations: Vec<Activation>, clip: Real } infer ops::rnn::infer_rnn, eval ops::rnn::eval_rnn;
-    /// Decision trees over rows of `x[n, features]` (f32): node `i` goes to `yes[i]` where `x[feature[i]] MODE threshold[i]` holds, else to
+    /// Decision trees over rows of `x[n, features]` (f32 or f64): node `i` goes to `yes[i]` where `x[feature[i]] MODE threshold[i]` holds, else to
     /// `no[i]`; MODE is `mode[i]`: 0 `<=`, 1 `<`, 2 `>=`, 3 `>`, 4 `==`, 5 `!=`, 6 leaf; NaN goes to `yes` where `missing[i]` is 1.
-    /// Leaf `i` adds `weight[j]` to target `target[j]` for `yes[i] <= j < no[i]`. `roots` are the trees. Result f32`[n, targets]`.
+    /// Leaf `i` adds `weight[j]` to target `target[j]` for `yes[i] <= j < no[i]`. `roots` are the trees. Result `[n, targets]` of x's dtype.
     /// Of an aggregate of min or max, a target that no leaf names is 0.
     "tree_ensemble" = TreeEnsemble("x", "feature", "mode", "threshold", "yes", "no", "missing", "roots", "target", "weight") { targets: usize, aggregate: Aggregate } infer ops::tree::infer, eval ops::tree::eval;
     /// `cond` (bool scalar) picks the first or the second body; each takes `captures` and gives equal result types.

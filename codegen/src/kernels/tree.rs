@@ -41,6 +41,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
         side,
         targets,
         aggregate: *aggregate,
+        dtype: region.args[0].dtype,
     };
     let x = &region.args[0];
     let (rows, features, trees) = (x.shape[0].clone(), x.shape[1].clone(), region.args[7].shape[0].clone());
@@ -82,6 +83,8 @@ struct Forest {
     side: usize,
     targets: i64,
     aggregate: Aggregate,
+    /// Of features and scores.
+    dtype: DType,
 }
 
 impl Forest {
@@ -120,7 +123,7 @@ impl Forest {
                 if let Some(scale) = scale {
                     v = b.div(v, scale);
                 }
-                let v = b.cast(v, DType::F32);
+                let v = b.cast(v, self.dtype);
                 let to = b.add(to, i);
                 b.store(out, to, v);
                 vec![]
@@ -164,7 +167,8 @@ impl Forest {
         let at = b.add(start, feature);
         let v = b.load(self.args[0], at, 1);
         let t = b.load(self.args[3], node, 1);
-        let dtype = if b.ty(t).dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let wide = b.ty(t).dtype() == DType::F64 || b.ty(v).dtype() == DType::F64;
+        let dtype = if wide { DType::F64 } else { DType::F32 };
         let (v, t) = (b.cast(v, dtype), b.cast(t, dtype));
         let relation = |b: &mut Builder, code: i64, is: Val, other: Val| {
             let code = b.index(code);

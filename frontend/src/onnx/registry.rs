@@ -8,7 +8,7 @@ use super::{
         trees, view,
     },
     ops::{contrib, contrib_attention, contrib_quant},
-    ops::{det, einsum, loss, sample, signal, tfidf, unpool},
+    ops::{det, einsum, loss, sample, signal, svm, tfidf, unpool},
 };
 use contrib::By;
 use pavage_ir::{ScalarFn, attr::ReduceFn};
@@ -269,10 +269,13 @@ const ROWS: &[Row] = &[
     ms_row("DynamicQuantizeLSTM", contrib_quant::lstm),
     ms_row("NhwcMaxPool", contrib_quant::nhwc_max_pool),
     // Classic machine learning.
+    ml_row("TreeEnsemble", &[5], trees::ensemble),
     ml_row("TreeEnsembleClassifier", &[1, 3, 5], trees::classifier),
     ml_row("TreeEnsembleRegressor", &[1, 3, 5], trees::regressor),
     ml_row("LinearClassifier", &[1], ml::linear_classifier),
     ml_row("LinearRegressor", &[1], ml::linear_regressor),
+    ml_row("SVMClassifier", &[1], svm::classifier),
+    ml_row("SVMRegressor", &[1], svm::regressor),
     ml_row("Scaler", &[1], ml::scaler),
     ml_row("Normalizer", &[1], ml::normalizer),
     ml_row("Binarizer", &[1], ml::binarizer),

@@ -15,7 +15,7 @@ const OPERANDS: [&str; 10] = ["x", "feature", "mode", "threshold", "yes", "no", 
 pub(crate) fn infer(args: TypeArgs, targets: &usize, _aggregate: &Aggregate) -> Result<Vec<TensorType>, String> {
     let x = args.types[0];
     rank_is("x", x, 2)?;
-    demand(x.dtype == DType::F32, || format!("x must hold f32, got {x}"))?;
+    demand(matches!(x.dtype, DType::F32 | DType::F64), || format!("x must hold f32 or f64, got {x}"))?;
     for (name, ty) in OPERANDS.into_iter().zip(args.types).skip(1) {
         rank_is(name, ty, 1)?;
         match name {
@@ -27,14 +27,14 @@ pub(crate) fn infer(args: TypeArgs, targets: &usize, _aggregate: &Aggregate) -> 
         same_shape(&args.types[1].shape, &ty.shape).map_err(|e| format!("`feature` and `{name}`: {e}"))?;
     }
     same_shape(&args.types[8].shape, &args.types[9].shape).map_err(|e| format!("`target` and `weight`: {e}"))?;
-    Ok(vec![result(DType::F32, vec![x.shape[0].clone(), Dim::from(*targets)])?])
+    Ok(vec![result(x.dtype, vec![x.shape[0].clone(), Dim::from(*targets)])?])
 }
 
 /// The leaf value of `mode`.
 const LEAF: i64 = 6;
 
 pub(crate) fn eval(args: EvalArgs, targets: &usize, aggregate: &Aggregate) -> Result<Vec<Tensor>, String> {
-    let (x, (_, shape)) = (args.tensors[0], out(&args, 0)?);
+    let (x, (dtype, shape)) = (args.tensors[0], out(&args, 0)?);
     let ints = |i: usize| i64::load(args.tensors[i]);
     let (feature, mode, yes, no, missing, roots, target) = (ints(1), ints(2), ints(4), ints(5), ints(6), ints(7), ints(8));
     let (threshold, weight) = (args.tensors[3].to_f64(), args.tensors[9].to_f64());
@@ -82,5 +82,5 @@ pub(crate) fn eval(args: EvalArgs, targets: &usize, aggregate: &Aggregate) -> Re
     if *aggregate == Aggregate::Mean && !roots.is_empty() {
         sums.iter_mut().for_each(|v| *v /= roots.len() as f64);
     }
-    Ok(vec![store(DType::F32, shape, &sums)?])
+    Ok(vec![store(dtype, shape, &sums)?])
 }

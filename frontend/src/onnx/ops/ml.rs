@@ -75,14 +75,14 @@ fn probit(cx: &mut Cx, x: Val) -> Res<Val> {
 }
 
 /// Scores plus base values: one a target, or one for a single target.
-pub(crate) fn add_base(cx: &mut Cx, scores: Val, base: &[f32], targets: i64) -> Res<Val> {
+pub(crate) fn add_base(cx: &mut Cx, scores: Val, base: &[f64], targets: i64) -> Res<Val> {
     if base.is_empty() || base.iter().all(|v| *v == 0.0) {
         return Ok(scores);
     }
     if base.len() as i64 != targets {
         return invalid(format!("{} base values for {targets} targets", base.len()));
     }
-    let base = cx.constant(Tensor::from_f32([base.len()], base));
+    let base = cx.constant(Tensor::from_scalars(DType::F32, [base.len()], base.iter().map(|v| Scalar::F(*v))));
     cx.pointwise(ScalarFn::Add, &[scores, base])
 }
 
@@ -262,13 +262,31 @@ pub(crate) fn linear_classifier(cx: &mut Cx) -> Res<Vec<Val>> {
     let labels = Labels::read(cx, "classlabels_ints", "classlabels_strings")?;
     let intercepts = cx.floats("intercepts")?.unwrap_or(&[]);
     let targets = if intercepts.is_empty() { labels.count() } else { intercepts.len() };
+    let transform = Transform::read(cx)?;
+    if targets == 1 && labels.count() == 2 && transform != Transform::Probit {
+        return linear_of_two(cx, x, &labels, transform);
+    }
     if targets != labels.count() {
         return missing(format!("{targets} rows of coefficients for {} classes", labels.count()));
     }
     let y = scores(cx, x, cx.floats("coefficients")?.unwrap_or(&[]), intercepts, targets)?;
     let label = labels.of_best(cx, y)?;
-    let transform = Transform::read(cx)?;
     Ok(vec![label, transform.apply(cx, y)?])
+}
+
+/// Two classes by the sign of one score.
+fn linear_of_two(cx: &mut Cx, x: Val, labels: &Labels, transform: Transform) -> Res<Vec<Val>> {
+    let s = scores(cx, x, cx.floats("coefficients")?.unwrap_or(&[]), cx.floats("intercepts")?.unwrap_or(&[]), 1)?;
+    let yes = cx.with_number(ScalarFn::Gt, s, 0.0)?;
+    let yes = reduce::drop_axes(cx, yes, &[1])?;
+    let label = labels.of_two(cx, yes)?;
+    let minus = cx.map(ScalarFn::Neg, &[s])?;
+    let (first, second) = if transform == Transform::Logistic {
+        (cx.map(ScalarFn::Sigmoid, &[minus])?, cx.map(ScalarFn::Sigmoid, &[s])?)
+    } else {
+        (cx.with_number(ScalarFn::Add, minus, 1.0)?, s)
+    };
+    Ok(vec![label, super::view::concat_along(cx, &[first, second], 1)?])
 }
 
 pub(crate) fn feature_vectorizer(cx: &mut Cx) -> Res<Vec<Val>> {

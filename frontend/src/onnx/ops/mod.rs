@@ -28,6 +28,7 @@ pub(crate) mod sample;
 pub(crate) mod select;
 pub(crate) mod shape;
 pub(crate) mod signal;
+pub(crate) mod svm;
 pub(crate) mod tfidf;
 pub(crate) mod trees;
 pub(crate) mod unpool;
