@@ -111,6 +111,7 @@ pub fn form(graph: &Graph, members: &[NodeId], outputs: &[Value]) -> Result<Form
         axes: vec![],
         memo: BTreeMap::new(),
         space_id: 0,
+        in_heart: false,
         full: None,
     };
     former.run(members, outputs)?;
@@ -135,6 +136,8 @@ struct Former<'g> {
     axes: Vec<Dim>,
     memo: BTreeMap<(u32, Value, Vec<Dim>, Option<ExprId>), ExprId>,
     space_id: u32,
+    /// Whether operands of the heart are being written: they are read from memory, constants too.
+    in_heart: bool,
     /// For reductions: the full coordinates of a row's elements, and the reduced axes of the operand.
     full: Option<(Vec<Dim>, Vec<usize>, TensorType)>,
 }
@@ -233,6 +236,7 @@ impl Former<'_> {
         self.region.space = out.shape.clone();
         let identity: Vec<Dim> = (0..out.rank()).map(Dim::axis).collect();
         let own = |ty: &TensorType| -> (Vec<Dim>, Vec<Dim>) { ((0..ty.rank()).map(Dim::axis).collect(), ty.shape.clone()) };
+        self.in_heart = true;
         let heart = match op {
             Op::MatMul { out: acc } => {
                 let p = out.rank();
@@ -286,6 +290,7 @@ impl Former<'_> {
                 Heart::Op(op.clone())
             }
         };
+        self.in_heart = false;
         let opaque = matches!(heart, Heart::Op(_));
         let acc = match &heart {
             Heart::Contract { acc, .. } | Heart::Conv { acc, .. } => *acc,
@@ -452,7 +457,7 @@ impl Former<'_> {
         let node = &self.graph[v.node];
         let on_spine = self.coords.get(&v).cloned();
         let op = match &node.kind {
-            NodeKind::Const(t) if t.count() == 1 => return Ok(self.region.constant(t.get(0), ty.dtype)),
+            NodeKind::Const(t) if t.count() == 1 && !self.in_heart => return Ok(self.region.constant(t.get(0), ty.dtype)),
             NodeKind::Op(op, _) if self.members.contains(&v.node) => op.clone(),
             _ => return Ok(self.load(v, index, guard)),
         };
