@@ -14,6 +14,10 @@ pub trait Attr: Sized + Clone {
     fn show(&self) -> String;
     /// Parse what [`Attr::show`] prints.
     fn parse(text: &str, symbols: Symbols) -> Option<Self>;
+    /// What an attribute that is not written is, where that is allowed; such a value shows as the empty text.
+    fn absent() -> Option<Self> {
+        None
+    }
     /// Replace symbols by what `env` says.
     fn bind(&self, _env: &dyn Env) -> Self {
         self.clone()
@@ -78,6 +82,25 @@ impl Attr for Sym {
     }
     fn dims(&self, visit: &mut dyn FnMut(&Dim)) {
         visit(&Dim::from(Atom::Sym(self.clone())));
+    }
+}
+
+/// Sizes that a control flow op defines; nothing is written where there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sizes(pub Vec<Sym>);
+
+impl Attr for Sizes {
+    fn show(&self) -> String {
+        if self.0.is_empty() { String::new() } else { self.0.show() }
+    }
+    fn parse(text: &str, symbols: Symbols) -> Option<Self> {
+        Vec::parse(text, symbols).map(Sizes)
+    }
+    fn absent() -> Option<Self> {
+        Some(Sizes::default())
+    }
+    fn dims(&self, visit: &mut dyn FnMut(&Dim)) {
+        self.0.dims(visit);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Sizes come from the inputs: an input extent `a*n + b` of one symbol binds it; every other extent must then
 //! agree. Ops that define sizes (`bind_size`, `nonzero`, `loop`) bind theirs when they run.
-use crate::{Binding, Dim, Graph, Node, NodeId, NodeKind, Op, Sym, Tensor, TensorType, Value, dim::Atom, op::EvalArgs, ops, text::bounds};
+use crate::{Binding, Dim, Graph, Node, NodeId, NodeKind, Op, Sym, Tensor, TensorType, Value, attr::Sizes, dim::Atom, op::EvalArgs, ops, text::bounds};
 use std::collections::BTreeMap;
 
 /// Why a graph has no value for these inputs.
@@ -187,11 +187,13 @@ fn node(node: &Node, op: &Op, bodies: &[Graph], tensors: &[&Tensor], binding: &m
             bind_symbol(sym, usize::try_from(size).map_err(|_| format!("`{}` is {size}", sym.name))?, binding)?;
         }
         Op::NonZero { sym } => bind_symbol(sym, values.first().map_or(0, |t| t.shape()[1]), binding)?,
-        Op::Loop { carried, trips } => {
+        Op::Loop { carried, trips, sizes } => {
             if let Some(stacked) = values.get(*carried) {
                 bind_symbol(trips, stacked.shape()[0], binding)?;
             }
+            bind_results(node, sizes, &values, binding)?;
         }
+        Op::If { sizes } => bind_results(node, sizes, &values, binding)?,
         _ => {}
     }
     if values.len() != node.types.len() {
@@ -201,4 +203,16 @@ fn node(node: &Node, op: &Op, bodies: &[Graph], tensors: &[&Tensor], binding: &m
         agrees(ty, tensor, binding).map_err(|e| format!("result {i}: {e}"))?;
     }
     Ok(values)
+}
+
+/// Binds the sizes that control flow defines by the shapes of its results.
+fn bind_results(node: &Node, sizes: &Sizes, values: &[Tensor], binding: &mut Binding) -> Result<(), String> {
+    for (ty, tensor) in node.types.iter().zip(values) {
+        for (dim, extent) in ty.shape.iter().zip(tensor.shape()) {
+            if let Some(sym) = sizes.0.iter().find(|s| *dim == Dim::from(Atom::Sym((*s).clone()))) {
+                bind_symbol(sym, *extent, binding)?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -212,11 +212,8 @@ impl Graph {
 
     /// Nodes that define a size symbol, by its name.
     pub fn definers(&self) -> BTreeMap<Arc<str>, NodeId> {
-        let sym = |id: &NodeId| match self.op(*id) {
-            Some(Op::BindSize { sym } | Op::NonZero { sym } | Op::Loop { trips: sym, .. }) => Some(sym.name.clone()),
-            _ => None,
-        };
-        self.nodes().into_iter().filter_map(|id| Some((sym(&id)?, id))).collect()
+        let defined = |id: NodeId| self.op(id).into_iter().flat_map(Op::defines).map(move |sym| (sym.name.clone(), id));
+        self.nodes().into_iter().flat_map(defined).collect()
     }
 
     /// What a node waits for: the nodes of its operands, and those that define the sizes in its attributes

@@ -9,7 +9,8 @@
 use crate::{
     DType, Dim, Graph, ScalarFn, Tensor, TensorType,
     attr::{
-        Activation, Aggregate, Attr, CoordMode, Direction, Layout, NearestMode, PadMode, PoolFn, Real, ReduceFn, ResizeMode, ScatterFn, Symbols, split_top,
+        Activation, Aggregate, Attr, CoordMode, Direction, Layout, NearestMode, PadMode, PoolFn, Real, ReduceFn, ResizeMode, ScatterFn, Sizes, Symbols,
+        split_top,
     },
     dim::{Env, Sym},
     ops,
@@ -166,7 +167,7 @@ macro_rules! ops {
                 let find = |key: &str| parts.iter().find_map(|kv| kv.split_once('=').filter(|(k, _)| k.trim() == key).map(|(_, v)| v.trim()));
                 let _ = &find;
                 Ok(match name {
-                    $( $mnemonic => Op::$Name { $( $attr: find(stringify!($attr)).and_then(|v| <$Ty as Attr>::parse(v, symbols))
+                    $( $mnemonic => Op::$Name { $( $attr: find(stringify!($attr)).map_or_else(<$Ty as Attr>::absent, |v| <$Ty as Attr>::parse(v, symbols))
                         .ok_or_else(|| OpError::Attr { name: stringify!($attr), text: text.to_string() })? ),* }, )*
                     _ => return Err(OpError::Unknown(name.to_string())),
                 })
@@ -175,10 +176,11 @@ macro_rules! ops {
 
         impl fmt::Display for Op {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut attrs: Vec<String> = Vec::new();
+                let mut attrs: Vec<(&str, String)> = Vec::new();
                 f.write_str(self.mnemonic())?;
                 let _ = &mut attrs;
-                match self { Op::Map(_) => {}, $( Op::$Name { $($attr),* } => { $( attrs.push(format!(concat!(stringify!($attr), "={}"), Attr::show($attr))); )* } ),* }
+                match self { Op::Map(_) => {}, $( Op::$Name { $($attr),* } => { $( attrs.push((stringify!($attr), Attr::show($attr))); )* } ),* }
+                let attrs: Vec<String> = attrs.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| format!("{k}={v}")).collect();
                 if attrs.is_empty() { Ok(()) } else { write!(f, "[{}]", attrs.join(",")) }
             }
         }
@@ -186,6 +188,16 @@ macro_rules! ops {
 }
 
 impl Op {
+    /// The size symbols that the op defines.
+    pub fn defines(&self) -> Vec<&Sym> {
+        match self {
+            Op::BindSize { sym } | Op::NonZero { sym } => vec![sym],
+            Op::If { sizes } => sizes.0.iter().collect(),
+            Op::Loop { trips, sizes, .. } => std::iter::once(trips).chain(&sizes.0).collect(),
+            _ => vec![],
+        }
+    }
+
     /// Operand names, as in [`OpInfo::operands`].
     pub fn operand_names(&self) -> &'static [&'static str] {
         match self {
@@ -320,14 +332,13 @@ ops! {
     /// Leaf `i` adds `weight[j]` to target `target[j]` for `yes[i] <= j < no[i]`. `roots` are the trees. Result `[n, targets]` of x's dtype.
     /// Of an aggregate of min or max, a target that no leaf names is 0.
     "tree_ensemble" = TreeEnsemble("x", "feature", "mode", "threshold", "yes", "no", "missing", "roots", "target", "weight") { targets: usize, aggregate: Aggregate } infer ops::tree::infer, eval ops::tree::eval;
-    /// `cond` (bool scalar) picks the first or the second body; each takes `captures` and gives equal result types.
-    "if" = If("cond", "captures...") {} infer ops::control::infer_if, eval ops::control::eval_if;
+    /// `cond` (bool scalar) picks the first or the second body; each takes `captures` and gives as many results of equal dtypes and ranks.
+    /// Where their extents differ, the result's is the next symbol of `sizes`, which the op defines.
+    "if" = If("cond", "captures...") { sizes: Sizes } infer ops::control::infer_if, eval ops::control::eval_if;
     /// ONNX `Loop`: operands are the trip count (i64 scalar; negative is without limit), the first condition (bool scalar), `carried` values, then captures.
     /// The body takes (iteration i64, condition, carried..., captures...) and gives (condition, carried..., scanned...).
     /// Results: the carried values, then the scanned values stacked on a new first axis of extent `trips`, a symbol the loop defines.
-    /// A carried value keeps its type.
-    "loop" = Loop("trip", "cond", "values...") { carried: usize, trips: Sym } infer ops::control::infer_loop, eval ops::control::eval_loop;
-    /// ONNX `Scan` along the first axis: operands are `carried` states, then `scanned` inputs, then captures; the body takes
-    /// (states..., slices..., captures...) and gives (states..., outputs...); outputs are stacked on a new first axis. `reverse[i]` runs input or output i backwards.
-    "scan" = Scan("values...") { carried: usize, scanned: usize, reverse_in: Vec<bool>, reverse_out: Vec<bool> } infer ops::control::infer_scan, eval ops::control::eval_scan;
+    /// A carried extent stays as it is, or the body declares it as a symbol of its own, bound in each iteration: then, and where a
+    /// scanned extent depends on what only the body knows (all slices must agree; it is 0 where there are none), the result's is the next symbol of `sizes`.
+    "loop" = Loop("trip", "cond", "values...") { carried: usize, trips: Sym, sizes: Sizes } infer ops::control::infer_loop, eval ops::control::eval_loop;
 }

@@ -2,7 +2,7 @@
 //!
 //! Slow, and exact to [`crate::region_eval`]; for checking passes and kernels on small inputs.
 use crate::{
-    Binding, DType, Graph, Scalar, Tensor,
+    Binding, DType, Graph, Scalar, Tensor, TensorType,
     dim::Atom,
     program::{Body, BufId, BufferKind, Program, Step},
     region_eval::eval_region,
@@ -30,6 +30,9 @@ type Frames<'a> = &'a [&'a [Option<Tensor>]];
 fn run(body: &Body, inputs: &[Tensor], outer: Frames, binding: &mut Binding) -> Result<Vec<Tensor>, String> {
     let mut bufs: Vec<Option<Tensor>> = vec![None; body.buffers.len()];
     for (i, b) in body.inputs.iter().enumerate() {
+        if let Some(t) = inputs.get(i) {
+            define(&body.buffers[b.index()].ty, t, binding);
+        }
         bufs[b.index()] = inputs.get(i).cloned();
     }
     for step in &body.steps {
@@ -49,8 +52,11 @@ fn run(body: &Body, inputs: &[Tensor], outer: Frames, binding: &mut Binding) -> 
             Step::If { cond, then_body, else_body, outputs } => {
                 let branch = if get(body, &bufs, outer, *cond, binding)?.get(0).b() { then_body } else { else_body };
                 let frames: Vec<&[Option<Tensor>]> = outer.iter().copied().chain([bufs.as_slice()]).collect();
-                let results = run(branch, &[], &frames, binding)?;
-                outputs.iter().zip(results).for_each(|(b, t)| bufs[b.index()] = Some(t));
+                let results = run(branch, &[], &frames, &mut binding.clone())?;
+                for (b, t) in outputs.iter().zip(results) {
+                    define(&body.buffers[b.index()].ty, &t, binding);
+                    bufs[b.index()] = Some(t);
+                }
             }
             Step::Loop { trip, cond, body: inner, carried, outputs } => {
                 let limit = get(body, &bufs, outer, *trip, binding)?.get(0).i();
@@ -62,19 +68,32 @@ fn run(body: &Body, inputs: &[Tensor], outer: Frames, binding: &mut Binding) -> 
                     let mut ins = vec![Tensor::scalar(DType::I64, Scalar::I(i)), Tensor::scalar(DType::Bool, Scalar::B(go))];
                     ins.extend(values.iter().cloned());
                     let frames: Vec<&[Option<Tensor>]> = outer.iter().copied().chain([bufs.as_slice()]).collect();
-                    let mut out = run(inner, &ins, &frames, binding)?.into_iter();
+                    let mut out = run(inner, &ins, &frames, &mut binding.clone())?.into_iter();
                     go = out.next().is_some_and(|t| t.get(0).b());
                     values = out.by_ref().take(values.len()).collect();
                     scanned.iter_mut().zip(out).for_each(|(s, t)| s.push(t));
                     i += 1;
                 }
                 for (b, t) in outputs.iter().zip(values.into_iter().map(Ok).chain(scanned.into_iter().map(stack))) {
-                    bufs[b.index()] = Some(t?);
+                    let t = t?;
+                    define(&body.buffers[b.index()].ty, &t, binding);
+                    bufs[b.index()] = Some(t);
                 }
             }
         }
     }
     body.outputs.iter().map(|b| get(body, &bufs, outer, *b, binding)).collect()
+}
+
+/// Sizes that a value of nested bodies defines by its shape.
+fn define(ty: &TensorType, t: &Tensor, binding: &mut Binding) {
+    for (d, n) in ty.shape.iter().zip(t.shape()) {
+        if let [(atoms, 1)] = d.terms()
+            && let [Atom::Sym(s)] = atoms.as_slice()
+        {
+            binding.0.entry(s.name.clone()).or_insert(*n as i64);
+        }
+    }
 }
 
 fn stack(parts: Vec<Tensor>) -> Result<Tensor, String> {

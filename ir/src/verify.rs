@@ -112,10 +112,10 @@ fn sizes(graph: &Graph, around: &BTreeSet<Arc<str>>) -> Result<BTreeSet<Arc<str>
     }
     let mut defined: BTreeMap<Arc<str>, NodeId> = BTreeMap::new();
     for id in graph.nodes() {
-        if let Some(Op::BindSize { sym } | Op::NonZero { sym } | Op::Loop { trips: sym, .. }) = graph.op(id)
-            && (!known.insert(sym.name.clone()) || defined.insert(sym.name.clone(), id).is_some())
-        {
-            return Err(format!("size `{}` is defined twice", sym.name));
+        for sym in graph.op(id).into_iter().flat_map(Op::defines) {
+            if !known.insert(sym.name.clone()) || defined.insert(sym.name.clone(), id).is_some() {
+                return Err(format!("size `{}` is defined twice", sym.name));
+            }
         }
     }
     Ok(known)

@@ -44,25 +44,32 @@ fn loops_stop_at_the_count_or_the_condition() {
 }
 
 #[test]
-fn scans_run_both_ways() {
-    let source = |reverse_in, reverse_out| {
-        format!(
-            "graph @g(%s: f32[2], %x: f32[n,2]) where n in 1.. {{
-  %0:2 = scan[carried=1,scanned=1,reverse_in=[{reverse_in}],reverse_out=[{reverse_out}]] %s, %x {{
-    graph @body(%s: f32[2], %v: f32[2]) {{
-      %0 = add %s, %v : f32[2]
-      return %0 as \"s\", %0 as \"y\"
-    }}
-  }} : f32[2], f32[n,2]
-  return %0 as \"s\", %0#1 as \"y\"
-}}"
-        )
-    };
-    let (s, x) = (Tensor::from_f32([2], &[1.0, 2.0]), Tensor::from_f32([3, 2], &[1.0, 1.0, 2.0, 2.0, 4.0, 4.0]));
-    let run = |a, b| eval(&parse(&source(a, b)), &[s.clone(), x.clone()]).unwrap()[1].to_f64();
-    assert_eq!(run("false", "false"), [2.0, 3.0, 4.0, 5.0, 8.0, 9.0]);
-    assert_eq!(run("true", "false"), [5.0, 6.0, 7.0, 8.0, 8.0, 9.0]);
-    assert_eq!(run("true", "true"), [8.0, 9.0, 7.0, 8.0, 5.0, 6.0]);
+fn branches_and_loops_define_the_sizes_of_what_they_give() {
+    let g = parse(
+        "graph @g(%c: bool[], %x: f32[2], %n: i64[]) where s in 0.., t in 0.., m in 0.., k in 0.. {
+  %0 = if[sizes=[s]] %c, %x {
+    graph @yes(%x: f32[2]) {
+      return %x as \"y\"
+    }
+    graph @no(%x: f32[2]) {
+      %0 = concat[axis=0] %x, %x : f32[4]
+      return %0 as \"y\"
+    }
+  } : f32[s]
+  %go = const bool[] {true}
+  %1 = loop[carried=1,trips=t,sizes=[k]] %n, %go, %0, %x {
+    graph @body(%i: i64[], %c: bool[], %a: f32[m], %x: f32[2]) {
+      %0 = concat[axis=0] %a, %x : f32[m+2]
+      return %c as \"c\", %0 as \"a\"
+    }
+  } : f32[k]
+  return %1 as \"y\"
+}",
+    );
+    let run = |c, n| eval(&g, &[Tensor::scalar(DType::Bool, Scalar::B(c)), Tensor::from_f32([2], &[1.0, 2.0]), int(n)]).unwrap()[0].to_f64();
+    assert_eq!(run(true, 0), [1.0, 2.0]);
+    assert_eq!(run(true, 1), [1.0, 2.0, 1.0, 2.0]);
+    assert_eq!(run(false, 2).len(), 8);
 }
 
 #[test]

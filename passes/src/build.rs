@@ -12,7 +12,10 @@ use pavage_ir::{
     program::{Body, BufId, BufferKind, Origin, Program, Step},
     region::RegionOutput,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 /// How a graph is put into kernels: the graph (perhaps rewritten) and its clusters.
 pub type Planner<'a> = &'a dyn Fn(&Graph) -> Result<(Graph, Vec<Cluster>), PassError>;
@@ -72,11 +75,17 @@ impl<'a> Builder<'a> {
     fn body(mut self, clusters: Vec<Cluster>) -> Result<Body, PassError> {
         self.inputs();
         let mut pending = self.tasks(clusters)?;
+        // Sizes that a task ahead defines.
+        let mut waiting: BTreeSet<Arc<str>> = pending.iter().flat_map(|t| self.defines(t)).map(|s| s.name).collect();
         while !pending.is_empty() {
-            let ready = pending.iter().position(|t| self.reads(t).iter().all(|v| self.available(*v)));
+            let ready =
+                pending.iter().position(|t| self.reads(t).iter().all(|v| self.available(*v)) && self.sizes(t).iter().all(|s| !waiting.contains(&s.name)));
             let Some(task) = ready.and_then(|i| pending.remove(i)) else {
                 return Err(PassError::NoKernel { op: "program".into(), sources: vec![], reason: "kernels depend on each other in a circle".into() });
             };
+            for sym in self.defines(&task) {
+                waiting.remove(&sym.name);
+            }
             self.run(task)?;
         }
         self.body.outputs = self.graph.outputs.iter().map(|o| o.value).collect::<Vec<_>>().into_iter().map(|v| self.buf(v)).collect();
@@ -111,6 +120,34 @@ impl<'a> Builder<'a> {
             Task::Alias { from, .. } => vec![*from],
             Task::Node(id) => self.graph.operands(*id),
         }
+    }
+
+    /// Sizes that a task defines.
+    fn defines(&self, task: &Task) -> Vec<Sym> {
+        let op = match task {
+            Task::Kernel(c) => match &c.formed.region.heart {
+                Heart::Op(op) => Some(op),
+                _ => None,
+            },
+            Task::Alias { .. } => None,
+            Task::Node(id) => self.graph.op(*id),
+        };
+        op.into_iter().flat_map(Op::defines).cloned().collect()
+    }
+
+    /// Sizes that a task needs, other than those it defines.
+    fn sizes(&self, task: &Task) -> Vec<Sym> {
+        let mut found = match task {
+            Task::Kernel(c) => c.formed.region.symbols(),
+            Task::Alias { from, to } => [from, to].iter().flat_map(|v| &self.graph.ty(**v).shape).flat_map(Dim::symbols).collect(),
+            Task::Node(id) => {
+                let own = self.graph[*id].types.iter().flat_map(|t| &t.shape).flat_map(Dim::symbols);
+                own.chain(self.graph.bodies(*id).iter().flat_map(Graph::symbols)).collect()
+            }
+        };
+        let own = self.defines(task);
+        found.retain(|s| !own.contains(s));
+        found
     }
 
     /// Everything to do, in schedule order as far as dependences allow.
@@ -242,7 +279,7 @@ impl<'a> Builder<'a> {
                 self.bufs.insert(results[0], b);
             }
             Some(Op::Concat { axis }) => self.concat(id, *axis, &operands)?,
-            Some(Op::If {}) => {
+            Some(Op::If { .. }) => {
                 let bodies = self.graph.bodies(id);
                 let branch = |g: &Graph| plan(g, self.planner, Outer::Branch { captures: &bufs[1..] }, self.ctx);
                 let (then_body, else_body) = (Box::new(branch(&bodies[0])?), Box::new(branch(&bodies[1])?));
@@ -315,9 +352,6 @@ pub fn missing(graph: &Graph) -> Vec<(NodeId, String)> {
     let mut found = vec![];
     for id in graph.schedule() {
         let Some(op) = graph.op(id) else { continue };
-        if let Op::Scan { .. } = op {
-            found.push((id, "no kernel family computes it yet".to_string()));
-        }
         if graph[id].types.iter().any(|t| t.dtype == DType::Str) {
             found.push((id, "strings live on the host only".to_string()));
         }

@@ -91,9 +91,8 @@ pub fn is_opaque(op: &Op) -> bool {
         | Op::Gru { .. }
         | Op::Rnn { .. }
         | Op::TreeEnsemble { .. }
-        | Op::If {}
-        | Op::Loop { .. }
-        | Op::Scan { .. } => true,
+        | Op::If { .. }
+        | Op::Loop { .. } => true,
     }
 }
 
@@ -171,7 +170,7 @@ impl Former<'_> {
             self.region.space = shape.clone();
             self.axes = shape;
         }
-        if let Some(op @ Op::If {} | op @ Op::Loop { .. } | op @ Op::Scan { .. }) = heart.and_then(|h| self.graph.op(h)) {
+        if let Some(op @ Op::If { .. } | op @ Op::Loop { .. }) = heart.and_then(|h| self.graph.op(h)) {
             return Err(Illegal::NotPointwise(op.mnemonic()));
         }
         if matches!(self.region.heart, Heart::Op(_)) {

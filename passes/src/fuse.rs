@@ -59,7 +59,7 @@ pub(crate) fn is_free(op: &Op) -> bool {
 
 /// Ops that are steps, not kernels.
 pub(crate) fn is_control(op: &Op) -> bool {
-    matches!(op, Op::If {} | Op::Loop { .. } | Op::Scan { .. } | Op::BindSize { .. } | Op::Concat { .. })
+    matches!(op, Op::If { .. } | Op::Loop { .. } | Op::BindSize { .. } | Op::Concat { .. })
 }
 
 /// One cluster an op.

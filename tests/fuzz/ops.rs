@@ -89,7 +89,11 @@ fn unary(g: &mut Gen) -> Option<()> {
         2 => {
             let x = g.val(smooth)?;
             let op = g.rng.pick(&linear);
-            if (op == "HardSwish" && g.opset < 14) || (op == "Mish" && g.opset < 18) || (op == "Gelu" && g.opset < 20) || (op == "ThresholdedRelu" && !x.exact()) {
+            if (op == "HardSwish" && g.opset < 14)
+                || (op == "Mish" && g.opset < 18)
+                || (op == "Gelu" && g.opset < 20)
+                || (op == "ThresholdedRelu" && !x.exact())
+            {
                 return None;
             }
             if op == "PRelu" {

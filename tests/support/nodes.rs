@@ -5,7 +5,7 @@ use pavage::{
         self,
         values::{self, Kind, Ports, Value},
     },
-    ir::{DType, NodeKind, Tensor, eval},
+    ir::{DType, NodeKind, Scalar, Tensor, TensorType, eval},
     runtime,
 };
 use std::{
@@ -97,23 +97,54 @@ fn data_sets(folder: &Path, ports: &Ports) -> Result<Vec<DataSet>, String> {
     folders.iter().map(|set| Ok(DataSet { inputs: read(set, "input", &ports.inputs)?, outputs: read(set, "output", &ports.outputs)? })).collect()
 }
 
+/// The dtype of a port, and its extents as far as they are known.
+type PortType = (DType, Vec<Option<usize>>);
+
 /// The tensor that an input or output of the graph is. Here is the place where sequences and optionals meet the ports
-/// that stand for them in a graph.
-fn at_port(values: &Values, port: &str) -> Result<Tensor, String> {
-    match values.get(port) {
-        Some(Value::Tensor(t)) => Ok(t.clone()),
-        Some(Value::Sequence(_)) => Err(format!("data: `{port}` is a sequence")),
-        Some(Value::Nothing) => Err(format!("data: `{port}` is an optional without a value")),
-        None => Err(format!("data: the suite has no value for `{port}`")),
+/// that stand for them in a graph: `x.data` and `x.shapes`, `x.present`.
+fn at_port(values: &Values, port: &str, (dtype, extents): &PortType) -> Result<Tensor, String> {
+    if let Some(Value::Tensor(t)) = values.get(port) {
+        return Ok(t.clone());
     }
+    let known = |base: &str| values.get(base).ok_or_else(|| format!("data: the suite has no value for `{port}`"));
+    let list = |base: &str| match known(base)? {
+        Value::Sequence(list) => Ok(list.clone()),
+        Value::Nothing => Ok(vec![]),
+        Value::Tensor(_) => Err(format!("data: `{base}` is no sequence")),
+    };
+    if let Some(base) = port.strip_suffix(".present") {
+        let there = !matches!(known(base)?, Value::Nothing);
+        return Ok(Tensor::scalar(DType::Bool, Scalar::B(there)));
+    }
+    if let Some(base) = port.strip_suffix(".data") {
+        let elements: Vec<Scalar> = list(base)?.iter().flat_map(|t| (0..t.count()).map(|i| t.get(i)).collect::<Vec<_>>()).collect();
+        return Ok(Tensor::from_scalars(*dtype, [elements.len()], elements));
+    }
+    if let Some(base) = port.strip_suffix(".shapes") {
+        let list = list(base)?;
+        let rank = list.first().map_or(extents.get(1).copied().flatten().unwrap_or(0), |t| t.shape().len());
+        let rows: Vec<i64> = list.iter().flat_map(|t| t.shape().iter().map(|n| *n as i64)).collect();
+        return Tensor::new(DType::I64, [list.len(), rank], rows.iter().flat_map(|n| n.to_le_bytes()).collect()).map_err(say);
+    }
+    // A tensor that is not there: any will do.
+    known(port)?;
+    let shape: Vec<usize> = extents.iter().map(|n| n.unwrap_or(1)).collect();
+    let n: usize = shape.iter().product();
+    Ok(Tensor::from_scalars(*dtype, shape, (0..n).map(|_| Scalar::I(0))))
+}
+
+/// The name in the model of a port of its graph.
+fn base(port: &str) -> &str {
+    [".present", ".data", ".shapes"].iter().find_map(|end| port.strip_suffix(end)).unwrap_or(port)
 }
 
 /// Compares outputs, given by name, with all that the test expects.
 fn compare(tolerance: Tolerance, got: &[(String, Tensor)], set: &DataSet) -> Result<(), String> {
     for (name, got) in got {
-        tolerance.compare(got, &at_port(&set.outputs, name)?).map_err(|e| format!("wrong: `{name}` {e}"))?;
+        let like = (got.dtype(), got.shape().iter().map(|n| Some(*n)).collect());
+        tolerance.compare(got, &at_port(&set.outputs, name, &like)?).map_err(|e| format!("wrong: `{name}` {e}"))?;
     }
-    match set.outputs.keys().find(|name| got.iter().all(|(n, _)| n != *name)) {
+    match set.outputs.keys().find(|name| got.iter().all(|(n, _)| n != *name && base(n) != *name)) {
         Some(name) => Err(format!("wrong: there is no output `{name}`")),
         None => Ok(()),
     }
@@ -123,10 +154,11 @@ fn evaluated(model: &Path, tolerance: Tolerance, sets: &[DataSet]) -> Result<(),
     let graph = onnx::load(model, &onnx::Options::default()).map_err(|e| format!("import: {}", say(e)))?.graph;
     for set in sets {
         let names = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
-            NodeKind::Input(name) => Some(name),
+            NodeKind::Input(name) => Some((name, graph.ty((*id).into()))),
             _ => None,
         });
-        let inputs = names.map(|name| at_port(&set.inputs, name)).collect::<Result<Vec<_>, _>>()?;
+        let like = |ty: &TensorType| (ty.dtype, ty.shape.iter().map(|d| d.as_const().map(|n| n as usize)).collect());
+        let inputs = names.map(|(name, ty)| at_port(&set.inputs, name, &like(ty))).collect::<Result<Vec<_>, _>>()?;
         let outputs = eval::eval(&graph, &inputs).map_err(|e| format!("evaluation: {}", say(e)))?;
         let named: Vec<(String, Tensor)> = graph.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect();
         compare(tolerance, &named, set)?;
@@ -139,16 +171,22 @@ fn to_runtime(t: &Tensor) -> Result<runtime::Tensor, String> {
     runtime::Tensor::from_bytes(dtype, t.shape(), t.bytes()).map_err(say)
 }
 
+fn dtype_of(dtype: runtime::DType) -> Result<DType, String> {
+    DType::ALL.iter().copied().find(|d| pavage_codegen::wire::dtype(*d) == Some(dtype)).ok_or_else(|| "data: no such dtype".into())
+}
+
 fn from_runtime(t: &runtime::Tensor) -> Result<Tensor, String> {
-    let dtype = DType::ALL.iter().find(|d| pavage_codegen::wire::dtype(**d) == Some(t.dtype())).ok_or("data: no such dtype")?;
-    Tensor::new(*dtype, t.shape(), t.bytes().to_vec()).map_err(say)
+    Tensor::new(dtype_of(t.dtype())?, t.shape(), t.bytes().to_vec()).map_err(say)
 }
 
 fn run_plan(artifact: &runtime::Artifact, plan: &str, tolerance: Tolerance, sets: &[DataSet]) -> Result<(), String> {
     let options = Options { plan: plan.into(), threads: 1, ..Options::default() };
     let mut session = artifact.session(Device::Cpu, options).map_err(|e| format!("session: {}", say(e)))?;
     for set in sets {
-        let given = artifact.inputs().iter().map(|p| Ok((p.name.clone(), to_runtime(&at_port(&set.inputs, &p.name)?)?)));
+        let given = artifact.inputs().iter().map(|p| {
+            let like = (dtype_of(p.dtype)?, p.dims.iter().map(|d| d.as_const().map(|n| n as usize)).collect());
+            Ok((p.name.clone(), to_runtime(&at_port(&set.inputs, &p.name, &like)?)?))
+        });
         let given = given.collect::<Result<Vec<_>, String>>()?;
         let feed: Vec<(&str, &runtime::Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let outputs = session.run(&feed).map_err(|e| format!("run: {}", say(e)))?;

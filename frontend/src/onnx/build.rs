@@ -54,6 +54,30 @@ pub(crate) enum Known {
     Tensor(Tensor),
     /// Integers in row-major order, some of them symbolic.
     Dims(Vec<Dim>),
+    /// No tensor.
+    Composite(Composite),
+}
+
+/// What is no tensor, made of tensors. Its type says the dtype of its elements, and nothing else.
+#[derive(Clone, Debug)]
+pub(crate) enum Composite {
+    /// A sequence whose elements are known one by one.
+    List(Vec<Val>),
+    /// A sequence as long as data says.
+    Packed(Packed),
+    /// `value`, if `present` (a bool scalar).
+    Optional { present: Val, value: Val },
+    /// An optional without a value.
+    Nothing,
+}
+
+/// A sequence in two tensors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packed {
+    /// The elements of all its tensors, one tensor after another: a vector.
+    pub(crate) data: Val,
+    /// The extents of its tensors, a row each: i64.
+    pub(crate) shapes: Val,
 }
 
 #[derive(Clone, Debug)]
@@ -70,15 +94,6 @@ pub(crate) struct Frame {
     /// Values of enclosing frames that this one reads, in the order of the inputs made for them.
     pub(crate) captures: Vec<Val>,
     local: BTreeMap<Val, Value>,
-    /// Symbols that ops of this graph define.
-    symbols: BTreeSet<String>,
-}
-
-impl Frame {
-    /// Whether a type mentions a size that only this graph knows.
-    pub(crate) fn defines_size_of(&self, ty: &TensorType) -> bool {
-        ty.shape.iter().flat_map(Dim::symbols).any(|s| self.symbols.contains(s.name.as_ref()))
-    }
 }
 
 /// What earlier attempts learned of the model's size symbols.
@@ -127,6 +142,8 @@ pub(crate) struct Builder {
     pub(crate) input_symbols: BTreeSet<String>,
     symbols: BTreeSet<String>,
     pub(crate) notes: BTreeSet<String>,
+    /// Symbols that stand for the rank of a sequence's elements.
+    pub(crate) ranks: BTreeSet<String>,
     /// Sizes that must be equal for the graph to be right.
     pub(crate) equalities: BTreeSet<(Dim, Dim)>,
     /// Nodes emitted and not yet attributed to a node of the model, with their frames.
@@ -146,6 +163,7 @@ impl Builder {
             input_symbols: BTreeSet::new(),
             symbols: BTreeSet::new(),
             notes: BTreeSet::new(),
+            ranks: BTreeSet::new(),
             equalities: BTreeSet::new(),
             fresh: vec![],
             emitted: 0,
@@ -174,7 +192,6 @@ impl Builder {
     /// A fresh symbol for a size that data decides.
     pub(crate) fn data_symbol(&mut self, name: &str, max: Option<i64>) -> Sym {
         let name = self.unique_symbol(name);
-        self.frame().symbols.insert(name.clone());
         Sym { name: name.as_str().into(), min: 0, max }
     }
 
@@ -197,6 +214,19 @@ impl Builder {
 
     pub(crate) fn rank(&self, v: Val) -> usize {
         self.ty(v).rank()
+    }
+
+    /// What a value that is no tensor is made of.
+    pub(crate) fn composite(&self, v: Val) -> Option<&Composite> {
+        match &self.vals[v.0 as usize].known {
+            Known::Composite(c) => Some(c),
+            _ => None,
+        }
+    }
+
+    /// A value that is no tensor, of elements of a dtype.
+    pub(crate) fn compose(&mut self, dtype: DType, composite: Composite) -> Val {
+        self.push(TensorType { dtype, shape: vec![] }, Known::Composite(composite), None)
     }
 
     /// The constant that a value is.
@@ -259,7 +289,7 @@ impl Builder {
     // Frames.
 
     pub(crate) fn enter(&mut self, graph: Graph) {
-        self.frames.push(Frame { graph, captures: vec![], local: BTreeMap::new(), symbols: BTreeSet::new() });
+        self.frames.push(Frame { graph, captures: vec![], local: BTreeMap::new() });
     }
 
     pub(crate) fn leave(&mut self) -> Frame {
@@ -345,6 +375,7 @@ impl Builder {
                 value
             }
             Known::Nothing => return invalid("a value has no home"),
+            Known::Composite(_) => return missing("a sequence or an optional where a tensor is needed"),
         };
         self.frames[at].local.insert(v, value);
         Ok(value)
@@ -422,7 +453,7 @@ impl Builder {
     }
 
     fn fold(&mut self, op: &Op, args: &[Val]) -> Res<Option<Vec<Val>>> {
-        if matches!(op, Op::BindSize { .. } | Op::NonZero { .. } | Op::Dims { .. } | Op::If {} | Op::Loop { .. } | Op::Scan { .. } | Op::Iota { .. }) {
+        if matches!(op, Op::BindSize { .. } | Op::NonZero { .. } | Op::Dims { .. } | Op::If { .. } | Op::Loop { .. } | Op::Iota { .. }) {
             return Ok(None);
         }
         let Some(tensors) = args.iter().map(|v| self.tensor(*v).cloned()).collect::<Option<Vec<_>>>() else { return Ok(None) };

@@ -42,8 +42,14 @@ impl DerefMut for Cx<'_, '_> {
 }
 
 impl<'m> Cx<'_, 'm> {
-    /// Operand `i`, which must be given.
+    /// Operand `i`, which must be given and be a tensor.
     pub(crate) fn arg(&self, i: usize) -> Res<Val> {
+        let v = self.any(i)?;
+        if self.composite(v).is_some() { missing("a sequence or an optional as operand") } else { Ok(v) }
+    }
+
+    /// Operand `i`, which must be given: a tensor, a sequence or an optional.
+    pub(crate) fn any(&self, i: usize) -> Res<Val> {
         self.opt(i).map_or_else(|| invalid(format!("operand {i} is missing")), Ok)
     }
 

@@ -3,6 +3,7 @@ use super::{
     Options,
     build::{Builder, Frame, Relations, Res, Stop, Val},
     cx::{Attrs, Cx},
+    ops::sequence,
     order,
     registry::{self, Found},
     scope,
@@ -101,8 +102,10 @@ impl<'m> Importer<'m> {
         for output in &proto.output {
             match self.lookup(&output.name) {
                 Some(Entry::Val(v)) => {
-                    let value = self.b.value(v)?;
-                    self.b.frames[0].graph.output(output.name.clone(), value);
+                    for (name, v) in sequence::ports(&mut self.b, &output.name, v)? {
+                        let value = self.b.value(v)?;
+                        self.b.frames[0].graph.output(name, value);
+                    }
                 }
                 Some(Entry::Text) => self.dropped.push(format!("leaves out output `{}`: it holds or depends on strings", output.name)),
                 Some(_) => {}
@@ -118,6 +121,13 @@ impl<'m> Importer<'m> {
         }
         let mut graph = self.b.leave().graph;
         graph.prune();
+        // Nothing was ever put into a sequence whose elements have a rank that is still unknown.
+        let made_up = |s: &String| self.b.ranks.contains(s) && !self.b.input_symbols.contains(s);
+        let open: Vec<String> = graph.symbols().iter().map(|s| s.name.to_string()).filter(made_up).collect();
+        if !open.is_empty() {
+            self.b.relations.equal.extend(open.into_iter().map(|s| (s, Dim::ZERO)));
+            return Err(Stop::Retry);
+        }
         Ok(graph)
     }
 
@@ -137,6 +147,17 @@ impl<'m> Importer<'m> {
                 continue;
             }
             known_inputs.push(input.name.as_str());
+            if let Some(composite) = sequence::declared(&input.type_) {
+                match sequence::input(&mut self.b, &input.name, &composite) {
+                    Ok(v) => self.define(&input.name, Entry::Val(v))?,
+                    Err(Stop::Missing(what)) => {
+                        self.problem("graph input", "", &input.name, what);
+                        self.define(&input.name, Entry::Unknown)?;
+                    }
+                    Err(e) => return Err(e),
+                }
+                continue;
+            }
             let (dtype, dims) = match self.declared(input) {
                 Ok(declared) => declared,
                 Err(what) => {
@@ -451,28 +472,27 @@ impl<'m> Importer<'m> {
         })
     }
 
-    /// Import a body as a graph of its own. `inputs` are the types of its declared inputs; `captures` are made inputs
-    /// after those, and what else it reads of enclosing graphs after them. `finish` turns its results into outputs.
+    /// Import a body as a graph of its own. Its declared inputs are what `formals` makes of inputs of these types;
+    /// `captures` are made inputs after those, and what else it reads of enclosing graphs after them. `finish` turns its
+    /// results into outputs, whose types come along.
     pub(crate) fn body(
         &mut self,
         proto: &'m GraphProto,
         name: &str,
-        inputs: &[TensorType],
+        (inputs, formals): (&[TensorType], &mut Finish),
         captures: &[Val],
         finish: &mut Finish,
     ) -> Res<(Frame, Vec<TensorType>)> {
         self.b.enter(Graph::new(name));
         let depth = self.b.frames.len();
         let out = self.deeper(|imp| {
-            if proto.input.len() > inputs.len() {
-                return Err(Stop::Invalid(format!("body `{name}` has {} inputs, the node gives {}", proto.input.len(), inputs.len())));
+            let given: Vec<Val> = inputs.iter().enumerate().map(|(i, ty)| imp.b.input(&format!("input{i}"), ty.clone())).collect();
+            let given = formals(&mut imp.b, given)?;
+            if proto.input.len() > given.len() {
+                return Err(Stop::Invalid(format!("body `{name}` has {} inputs, the node gives {}", proto.input.len(), given.len())));
             }
-            for (i, ty) in inputs.iter().enumerate() {
-                let formal = proto.input.get(i).map_or("", |p| p.name.as_str());
-                let v = imp.b.input(if formal.is_empty() { "unused" } else { formal }, ty.clone());
-                if !formal.is_empty() {
-                    imp.define(formal, Entry::Val(v))?;
-                }
+            for (formal, v) in proto.input.iter().zip(given).filter(|(formal, _)| !formal.name.is_empty()) {
+                imp.define(&formal.name, Entry::Val(v))?;
             }
             for v in captures {
                 imp.b.capture(*v);
@@ -493,11 +513,7 @@ impl<'m> Importer<'m> {
         let owner = format!("{}{name}", self.prefix);
         self.attribute(&owner);
         let frame = self.b.leave();
-        let types = out?;
-        if let Some(ty) = types.iter().find(|ty| frame.defines_size_of(ty)) {
-            return Err(Stop::Missing(format!("bodies that give sizes computed from data: {ty}")));
-        }
-        Ok((frame, types))
+        Ok((frame, out?))
     }
 
     // Names.

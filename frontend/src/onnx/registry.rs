@@ -4,8 +4,8 @@ use super::{
     cx::Cx,
     import::domain_of,
     ops::{
-        activation, attention, cache, cast, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, select, shape,
-        trees, view,
+        activation, attention, cache, cast, control, conv, gather, linear, linear_attention, math, ml, norm, quant, reduce, resize, rnn, rotary, select,
+        sequence, shape, trees, view,
     },
     ops::{contrib, contrib_attention, contrib_quant},
     ops::{det, einsum, loss, sample, signal, svm, tfidf, unpool},
@@ -234,6 +234,7 @@ const ROWS: &[Row] = &[
     row("GRU", &[7, 14, 22], rnn::gru),
     row("RNN", &[7, 14, 22], rnn::rnn),
     row("If", &[1, 11, 13, 16, 19, 21, 23, 24, 25], control::branch),
+    row("SequenceMap", &[17], control::sequence_map),
     row("Loop", &[1, 11, 13, 16, 19, 21, 23, 24, 25], control::repeat),
     row("Scan", &[8, 9, 11, 16, 19, 21, 23, 24, 25], control::scan),
     // Sequence models.
@@ -268,6 +269,18 @@ const ROWS: &[Row] = &[
     ms_row("QLinearGlobalAveragePool", contrib_quant::global_average_pool),
     ms_row("DynamicQuantizeLSTM", contrib_quant::lstm),
     ms_row("NhwcMaxPool", contrib_quant::nhwc_max_pool),
+    // Sequences and optionals.
+    row("SequenceEmpty", &[11], sequence::empty),
+    row("SequenceConstruct", &[11], sequence::construct),
+    row("SequenceLength", &[11], sequence::len),
+    row("SequenceAt", &[11], sequence::at),
+    row("SequenceInsert", &[11], sequence::insert),
+    row("SequenceErase", &[11], sequence::erase),
+    row("SplitToSequence", &[11, 24], sequence::split),
+    row("ConcatFromSequence", &[11], sequence::concat),
+    row("Optional", &[15], sequence::optional),
+    row("OptionalHasElement", &[15, 18, 28], sequence::has_element),
+    row("OptionalGetElement", &[15, 18, 28], sequence::get_element),
     // Classic machine learning.
     ml_row("TreeEnsemble", &[5], trees::ensemble),
     ml_row("TreeEnsembleClassifier", &[1, 3, 5], trees::classifier),

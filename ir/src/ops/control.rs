@@ -1,126 +1,142 @@
 //! Control flow: ops with nested graphs.
 use super::{
     demand,
-    elements::{fits, move_element, pick, raw},
-    extent_is, length_is, result, scalar_of,
+    elements::{fits, move_element, raw},
+    length_is, result, scalar_of,
 };
 use crate::{
     Binding, DType, Dim, Graph, Op, Scalar, Tensor, TensorType,
+    attr::Sizes,
     dim::{Atom, Sym},
     eval::eval_graph,
     op::{EvalArgs, TypeArgs},
 };
+use std::{collections::BTreeSet, sync::Arc};
 
-/// The body at `index`, once it takes inputs of exactly these types.
-fn body<'a>(bodies: &'a [Graph], index: usize, inputs: &[TensorType]) -> Result<&'a Graph, String> {
+/// The body at `index`, once it takes inputs of these dtypes and ranks.
+fn body<'a>(bodies: &'a [Graph], index: usize, inputs: &[&TensorType]) -> Result<&'a Graph, String> {
     let body = bodies.get(index).ok_or_else(|| format!("body {index} is missing"))?;
     let got = body.inputs().len();
     demand(got == inputs.len(), || format!("@{} takes {got} inputs, gets {}", body.name, inputs.len()))?;
-    for (i, (id, expected)) in body.inputs().iter().zip(inputs).enumerate() {
+    for (i, (id, given)) in body.inputs().iter().zip(inputs).enumerate() {
         let declared = &body[*id].types[0];
-        demand(declared == expected, || format!("input {i} of @{} is {declared}, gets {expected}", body.name))?;
+        let alike = declared.dtype == given.dtype && declared.rank() == given.rank();
+        demand(alike, || format!("input {i} of @{} is {declared}, gets {given}", body.name))?;
     }
     Ok(body)
+}
+
+/// Declared inputs of a body that must have exactly the given types.
+fn takes(body: &Graph, inputs: &[&TensorType], which: std::ops::Range<usize>) -> Result<(), String> {
+    for i in which {
+        let declared = &body[body.inputs()[i]].types[0];
+        demand(declared == inputs[i], || format!("input {i} of @{} is {declared}, gets {}", body.name, inputs[i]))?;
+    }
+    Ok(())
 }
 
 fn output_types(body: &Graph) -> Vec<TensorType> {
     body.outputs.iter().map(|o| body.ty(o.value).clone()).collect()
 }
 
-fn keeps(body: &Graph, what: &str, given: &TensorType, got: Option<&TensorType>) -> Result<(), String> {
-    let shown = got.map_or_else(|| "nothing".to_string(), TensorType::to_string);
-    demand(got == Some(given), || format!("{what} is {given}, but @{} gives {shown}", body.name))
+/// The symbols that results take for extents that are known only when they are there.
+struct Fresh<'a>(std::slice::Iter<'a, Sym>);
+
+impl Fresh<'_> {
+    fn next(&mut self, why: impl FnOnce() -> String) -> Result<Dim, String> {
+        self.0.next().map(|s| Dim::from(Atom::Sym(s.clone()))).ok_or_else(why)
+    }
+
+    fn done(mut self) -> Result<(), String> {
+        demand(self.0.next().is_none(), || "defines sizes that no result has".into())
+    }
 }
 
-fn stacked(extent: &Dim, ty: &TensorType) -> Result<TensorType, String> {
-    result(ty.dtype, std::iter::once(extent).chain(&ty.shape).cloned().collect())
-}
-
-pub(crate) fn infer_if(args: TypeArgs) -> Result<Vec<TensorType>, String> {
+pub(crate) fn infer_if(args: TypeArgs, sizes: &Sizes) -> Result<Vec<TensorType>, String> {
     scalar_of("the condition", args.types[0], DType::Bool)?;
     length_is("bodies", args.bodies.len(), 2)?;
-    let captures: Vec<TensorType> = args.types[1..].iter().map(|t| (*t).clone()).collect();
-    let yes = output_types(body(args.bodies, 0, &captures)?);
-    let no = output_types(body(args.bodies, 1, &captures)?);
-    demand(yes.len() == no.len(), || format!("the bodies give {} and {} results", yes.len(), no.len()))?;
-    for (i, (a, b)) in yes.iter().zip(&no).enumerate() {
-        demand(a == b, || format!("result {i} is {a} of @{} and {b} of @{}", args.bodies[0].name, args.bodies[1].name))?;
+    let captures = &args.types[1..];
+    let mut given = vec![];
+    for index in 0..2 {
+        let body = body(args.bodies, index, captures)?;
+        takes(body, captures, 0..captures.len())?;
+        given.push(output_types(body));
     }
-    Ok(yes)
+    let (yes, no) = (&given[0], &given[1]);
+    demand(yes.len() == no.len(), || format!("the bodies give {} and {} results", yes.len(), no.len()))?;
+    let mut fresh = Fresh(sizes.0.iter());
+    let mut out = vec![];
+    for (i, (a, b)) in yes.iter().zip(no).enumerate() {
+        let differ = || format!("result {i} is {a} of @{} and {b} of @{}", args.bodies[0].name, args.bodies[1].name);
+        demand(a.dtype == b.dtype && a.rank() == b.rank(), differ)?;
+        let shape = a.shape.iter().zip(&b.shape).map(|(x, y)| if x == y { Ok(x.clone()) } else { fresh.next(differ) });
+        out.push(result(a.dtype, shape.collect::<Result<_, _>>()?)?);
+    }
+    fresh.done()?;
+    Ok(out)
 }
 
-pub(crate) fn infer_loop(args: TypeArgs, carried: &usize, trips: &Sym) -> Result<Vec<TensorType>, String> {
+pub(crate) fn infer_loop(args: TypeArgs, carried: &usize, trips: &Sym, sizes: &Sizes) -> Result<Vec<TensorType>, String> {
     scalar_of("the trip count", args.types[0], DType::I64)?;
     scalar_of("the condition", args.types[1], DType::Bool)?;
     length_is("bodies", args.bodies.len(), 1)?;
     let values = &args.types[2..];
     demand(*carried <= values.len(), || format!("{carried} carried values among {} operands", values.len()))?;
-    let inputs: Vec<TensorType> = args.types.iter().map(|t| (*t).clone()).collect();
-    let body = body(args.bodies, 0, &inputs)?;
+    let body = body(args.bodies, 0, args.types)?;
+    takes(body, args.types, 0..2)?;
+    takes(body, args.types, 2 + carried..args.types.len())?;
     let given = output_types(body);
-    keeps(body, "the condition", args.types[1], given.first())?;
+    demand(given.first() == Some(args.types[1]), || format!("@{} gives no condition", body.name))?;
+    demand(given.len() > *carried, || format!("@{} gives {} results, carries {carried} values", body.name, given.len()))?;
+    let mut inner: BTreeSet<Arc<str>> = body.definers().into_keys().collect();
+    let mut fresh = Fresh(sizes.0.iter());
+    let mut out = vec![];
     for (i, ty) in values[..*carried].iter().enumerate() {
-        keeps(body, &format!("carried value {i}"), ty, given.get(1 + i))?;
+        let (declared, next) = (&body[body.inputs()[2 + i]].types[0], &given[1 + i]);
+        let differ = || format!("carried value {i} is {ty}, declared {declared}, but @{} gives {next}", body.name);
+        demand(next.dtype == ty.dtype && next.rank() == ty.rank(), differ)?;
+        let mut shape = vec![];
+        for ((now, declared), next) in ty.shape.iter().zip(&declared.shape).zip(&next.shape) {
+            if declared == now {
+                demand(next == now, differ)?;
+                shape.push(now.clone());
+                continue;
+            }
+            // A size of the body's own.
+            let own = declared.symbols().into_iter().next().filter(|s| *declared == Dim::from(Atom::Sym(s.clone())));
+            inner.insert(own.ok_or_else(differ)?.name);
+            shape.push(fresh.next(differ)?);
+        }
+        out.push(result(ty.dtype, shape)?);
     }
     let trips = Dim::from(Atom::Sym(trips.clone()));
-    let mut out = given[1..=*carried].to_vec();
-    for ty in &given[1 + carried..] {
-        out.push(stacked(&trips, ty)?);
-    }
-    Ok(out)
-}
-
-pub(crate) fn infer_scan(args: TypeArgs, carried: &usize, scanned: &usize, reverse_in: &[bool], reverse_out: &[bool]) -> Result<Vec<TensorType>, String> {
-    length_is("bodies", args.bodies.len(), 1)?;
-    demand(*scanned >= 1, || "scans no input".into())?;
-    demand(carried.checked_add(*scanned).is_some_and(|n| n <= args.types.len()), || {
-        format!("{carried} states and {scanned} inputs among {} operands", args.types.len())
-    })?;
-    length_is("reverse_in", reverse_in.len(), *scanned)?;
-    let mut inputs: Vec<TensorType> = args.types.iter().map(|t| (*t).clone()).collect();
-    let mut steps: Option<Dim> = None;
-    for (i, ty) in inputs[*carried..carried + scanned].iter_mut().enumerate() {
-        demand(ty.rank() >= 1, || format!("scanned input {i} is a scalar"))?;
-        let extent = ty.shape.remove(0);
-        if let Some(steps) = &steps {
-            extent_is(&format!("first axis of scanned input {i}"), &extent, steps)?;
+    for (i, ty) in given[1 + carried..].iter().enumerate() {
+        let mut shape = vec![trips.clone()];
+        for d in &ty.shape {
+            let known = d.symbols().iter().all(|s| !inner.contains(&s.name));
+            shape.push(if known { d.clone() } else { fresh.next(|| format!("scanned value {i} is {ty}, whose sizes only @{} knows", body.name))? });
         }
-        steps = Some(extent);
+        out.push(result(ty.dtype, shape)?);
     }
-    let steps = steps.unwrap_or_default();
-    let body = body(args.bodies, 0, &inputs)?;
-    let given = output_types(body);
-    for (i, ty) in inputs[..*carried].iter().enumerate() {
-        keeps(body, &format!("state {i}"), ty, given.get(i))?;
-    }
-    length_is("reverse_out", reverse_out.len(), given.len() - carried)?;
-    let mut out = given[..*carried].to_vec();
-    for ty in &given[*carried..] {
-        out.push(stacked(&steps, ty)?);
-    }
+    fresh.done()?;
     Ok(out)
 }
 
 /// Runs control flow with the sizes that hold around it; `None` for any other op.
 pub(crate) fn run(op: &Op, args: EvalArgs, binding: &Binding) -> Option<Result<Vec<Tensor>, String>> {
     match op {
-        Op::If {} => Some(run_if(args, binding)),
+        Op::If { .. } => Some(run_if(args, binding)),
         Op::Loop { carried, .. } => Some(run_loop(args, *carried, binding)),
-        Op::Scan { carried, scanned, reverse_in, reverse_out } => Some(run_scan(args, *carried, *scanned, reverse_in, reverse_out, binding)),
         _ => None,
     }
 }
 
-pub(crate) fn eval_if(args: EvalArgs) -> Result<Vec<Tensor>, String> {
+pub(crate) fn eval_if(args: EvalArgs, _sizes: &Sizes) -> Result<Vec<Tensor>, String> {
     run_if(args, &Binding::default())
 }
 
-pub(crate) fn eval_loop(args: EvalArgs, carried: &usize, _trips: &Sym) -> Result<Vec<Tensor>, String> {
+pub(crate) fn eval_loop(args: EvalArgs, carried: &usize, _trips: &Sym, _sizes: &Sizes) -> Result<Vec<Tensor>, String> {
     run_loop(args, *carried, &Binding::default())
-}
-
-pub(crate) fn eval_scan(args: EvalArgs, carried: &usize, scanned: &usize, reverse_in: &[bool], reverse_out: &[bool]) -> Result<Vec<Tensor>, String> {
-    run_scan(args, *carried, *scanned, reverse_in, reverse_out, &Binding::default())
 }
 
 /// Most steps of one loop: more is taken for one that does not end.
@@ -171,52 +187,16 @@ fn run_loop(args: EvalArgs, carried: usize, binding: &Binding) -> Result<Vec<Ten
         step += 1;
     }
     for (output, all) in body.outputs[1 + carried..].iter().zip(slices) {
-        state.push(stack(&body.ty(output.value).bind(binding), &all)?);
+        state.push(stack(body.ty(output.value), binding, &all)?);
     }
     Ok(state)
 }
 
-fn run_scan(args: EvalArgs, carried: usize, scanned: usize, reverse_in: &[bool], reverse_out: &[bool], binding: &Binding) -> Result<Vec<Tensor>, String> {
-    let body = only_body(&args)?;
-    let outputs = body.outputs.len().checked_sub(carried).ok_or("the body gives too few results")?;
-    demand(reverse_in.len() == scanned && reverse_out.len() == outputs, || "a direction is missing".into())?;
-    let end = carried.checked_add(scanned).filter(|n| *n <= args.tensors.len() && scanned > 0).ok_or("scanned inputs are missing")?;
-    let inputs = &args.tensors[carried..end];
-    let steps = inputs[0].shape().first().copied().ok_or("a scanned input is a scalar")?;
-    demand(inputs.iter().all(|t| t.shape().first() == Some(&steps)), || "scanned inputs have different extents".into())?;
-    let mut state: Vec<Tensor> = args.tensors[..carried].iter().map(|t| (*t).clone()).collect();
-    let mut slices: Vec<Vec<Tensor>> = vec![vec![]; outputs];
-    for step in 0..steps {
-        let mut operands = std::mem::take(&mut state);
-        for (x, reverse) in inputs.iter().zip(reverse_in) {
-            operands.push(slice(x, if *reverse { steps - 1 - step } else { step })?);
-        }
-        operands.extend(args.tensors[end..].iter().map(|t| (*t).clone()));
-        let mut given = call(body, &operands, binding)?.into_iter();
-        state = given.by_ref().take(carried).collect();
-        slices.iter_mut().zip(given).for_each(|(all, t)| all.push(t));
-    }
-    for ((output, mut all), reverse) in body.outputs[carried..].iter().zip(slices).zip(reverse_out) {
-        if *reverse {
-            all.reverse();
-        }
-        state.push(stack(&body.ty(output.value).bind(binding), &all)?);
-    }
-    Ok(state)
-}
-
-/// Element `i` along the first axis.
-fn slice(x: &Tensor, i: usize) -> Result<Tensor, String> {
-    let shape = x.shape()[1..].to_vec();
-    let n: usize = shape.iter().product();
-    pick(x, shape, i * n..(i + 1) * n)
-}
-
-/// Tensors of one type on a new first axis.
-fn stack(ty: &TensorType, slices: &[Tensor]) -> Result<Tensor, String> {
-    let shape = match slices.first() {
+/// Tensors of one type on a new first axis; without any, sizes that only they would tell are 0.
+fn stack(ty: &TensorType, binding: &Binding, slices: &[Tensor]) -> Result<Tensor, String> {
+    let shape: Vec<usize> = match slices.first() {
         Some(t) => t.shape().to_vec(),
-        None => ty.const_shape().ok_or_else(|| format!("the size of {ty} is unknown after no step"))?,
+        None => ty.shape.iter().map(|d| d.eval(binding).and_then(|n| usize::try_from(n).ok()).unwrap_or(0)).collect(),
     };
     demand(slices.iter().all(|t| t.shape() == shape), || "steps give results of different shapes".into())?;
     let n: usize = shape.iter().product();

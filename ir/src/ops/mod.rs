@@ -34,7 +34,7 @@ pub(crate) fn check(op: &Op, args: &EvalArgs) -> Result<Option<Vec<TensorType>>,
     for t in args.tensors {
         elements::fits(t.dtype(), t.shape()).map_err(|reason| OpError::Eval { op: op.mnemonic(), reason })?;
     }
-    if matches!(op, Op::If { .. } | Op::Loop { .. } | Op::Scan { .. }) {
+    if matches!(op, Op::If { .. } | Op::Loop { .. }) {
         return Ok(None);
     }
     let types: Vec<TensorType> = args.tensors.iter().map(|t| t.ty()).collect();

@@ -56,6 +56,7 @@ fn attr(rng: &mut Rng, ty: &str) -> String {
         "i64" => rng.pick(&["0", "1", "2", "-1", "-3", "9223372036854775807", "-9223372036854775808", "1", "0"]).into(),
         "bool" => rng.pick(&["true", "false"]).into(),
         "Dim" => rng.pick(&["0", "1", "2", "3", "4", "-1", "6", "9223372036854775807", "4294967296", "n", "div(n,2)", "2*n-1", "2", "3"]).into(),
+        "Sizes" => attr(rng, "Vec<Sym>"),
         "Sym" => rng.pick(&["s", "t"]).into(),
         "DType" => rng.pick(DType::ALL).name().into(),
         "Real" => rng.pick(&["0.0", "1.0", "0.5", "2.0", "-1.0", "nan", "inf", "1e300", "1e-300", "1.5"]).into(),

@@ -143,7 +143,7 @@ pub struct Saturated {
 
 /// Whether rules may look into a node: one result, no nested graphs, no effect on sizes.
 fn is_term(graph: &Graph, id: NodeId) -> bool {
-    matches!(&graph[id].kind, NodeKind::Op(op, bodies) if bodies.is_empty() && graph[id].types.len() == 1 && !matches!(op, Op::BindSize { .. } | Op::NonZero { .. } | Op::Scan { .. }))
+    matches!(&graph[id].kind, NodeKind::Op(op, bodies) if bodies.is_empty() && graph[id].types.len() == 1 && !matches!(op, Op::BindSize { .. } | Op::NonZero { .. }))
 }
 
 /// Add the graph and apply rules until nothing changes or a limit is hit.

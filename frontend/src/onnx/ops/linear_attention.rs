@@ -3,7 +3,7 @@ use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
 };
-use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn::*, Tensor, TensorType};
+use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn::*, Tensor, TensorType, attr::Sizes};
 
 /// One step over a state `[b, h, e, d]`. Inputs: q `[b, h, g, e]`, k `[b, h, 1, e]`, v `[b, h, 1, d]`, then as the rule has
 /// them the decay as a factor, `[b, h, e or 1, 1]`, and the rate of update, `[b, h or 1, 1, 1]`.
@@ -110,7 +110,7 @@ pub(crate) fn linear_attention(cx: &mut Cx) -> Res<Vec<Val>> {
         let mut operands = vec![count, go, state];
         operands.extend(&frame.captures);
         let trips = cx.data_symbol(&owner, None);
-        let out = cx.emit_all(Op::Loop { carried: 1, trips }, &operands, vec![frame.graph])?;
+        let out = cx.emit_all(Op::Loop { carried: 1, trips, sizes: Sizes::default() }, &operands, vec![frame.graph])?;
         [out[0], out[1]]
     };
     // `[t, b, h, g, d]` as `[b, t, h * g * d]`.

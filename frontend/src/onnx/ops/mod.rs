@@ -26,6 +26,7 @@ pub(crate) mod rnn;
 pub(crate) mod rotary;
 pub(crate) mod sample;
 pub(crate) mod select;
+pub(crate) mod sequence;
 pub(crate) mod shape;
 pub(crate) mod signal;
 pub(crate) mod svm;

@@ -6,7 +6,7 @@
 use super::dynamic::{choose, count_to, element, vector};
 use crate::onnx::build::{Builder, Res, Val, invalid};
 use pavage_ir::{
-    DType, Dim, Op, ScalarFn,
+    DType, Dim, Op, Scalar, ScalarFn, Tensor,
     attr::{CoordMode, NearestMode, ReduceFn, ResizeMode},
 };
 
@@ -101,7 +101,12 @@ pub(crate) fn resize(b: &mut Builder, x: Val, axes: &[usize], target: &Target, r
             let holds = within(b, at, &shape[*axis])?;
             inside.push((*axis, holds));
         }
-        y = if moves {
+        y = if shape[*axis].is(1) {
+            // However it is read, an axis of one element gives that.
+            let mut wide = b.shape(y);
+            wide[*axis] = along.size.clone();
+            b.broadcast_to(y, &wide)?
+        } else if moves {
             nearest(b, y, *axis, at, how.nearest)?
         } else if how.antialias {
             along.smooth(b, y, at, how, name)?
@@ -265,47 +270,32 @@ fn nearest(b: &mut Builder, x: Val, axis: usize, at: Val, mode: NearestMode) -> 
     read(b, x, axis, at)
 }
 
-/// Two or four elements around each coordinate, weighted.
+/// Two or four elements around each coordinate, weighted: summed over an axis of their own.
 fn taps(b: &mut Builder, x: Val, axis: usize, at: Val, how: &Resample) -> Res<Val> {
-    let (left, ratio) = split(b, at)?;
     let n = b.shape(x)[axis].clone();
-    let (dtype, rank) = (b.dtype(x), b.rank(x));
-    let half = if how.mode == ResizeMode::Cubic { 2 } else { 1 };
-    let mut found = vec![];
-    let mut total: Option<Val> = None;
-    for offset in 1 - half..=half {
-        let place = b.with_number(ScalarFn::Add, left, f64::from(offset))?;
-        let offset = b.scalar(DType::F64, f64::from(offset));
-        let distance = b.pointwise(ScalarFn::Sub, &[offset, ratio])?;
-        let mut w = weight(b, how, distance)?;
-        if how.exclude {
-            let holds = within(b, place, &n)?;
-            let zero = b.scalar(DType::F64, 0.0);
-            w = choose(b, holds, w, zero)?;
-        }
-        total = Some(match total {
-            Some(sum) => b.map(ScalarFn::Add, &[sum, w])?,
-            None => w,
-        });
-        found.push((place, w));
+    let size = b.ty(at).count();
+    let at = b.reshape(at, vec![size.clone(), Dim::one()])?;
+    let (left, ratio) = split(b, at)?;
+    let offsets: &[f64] = if how.mode == ResizeMode::Cubic { &[-1.0, 0.0, 1.0, 2.0] } else { &[0.0, 1.0] };
+    let offsets = b.constant(Tensor::from_scalars(DType::F64, [1, offsets.len()], offsets.iter().map(|v| Scalar::F(*v))));
+    let places = b.pointwise(ScalarFn::Add, &[left, offsets])?;
+    let distance = b.pointwise(ScalarFn::Sub, &[offsets, ratio])?;
+    let mut w = weight(b, how, distance)?;
+    if how.exclude {
+        let holds = within(b, places, &n)?;
+        let zero = b.scalar(DType::F64, 0.0);
+        w = choose(b, holds, w, zero)?;
+        let total = super::reduce::reduce(b, ReduceFn::Sum, w, &[1])?;
+        w = b.pointwise(ScalarFn::Div, &[w, total])?;
     }
-    let mut sum: Option<Val> = None;
-    for (place, mut w) in found {
-        if let Some(total) = total.filter(|_| how.exclude) {
-            w = b.map(ScalarFn::Div, &[w, total])?;
-        }
-        let w = b.cast(w, dtype)?;
-        let mut along = vec![Dim::one(); rank];
-        along[axis] = b.ty(w).count();
-        let w = b.reshape(w, along)?;
-        let v = read(b, x, axis, place)?;
-        let part = b.pointwise(ScalarFn::Mul, &[v, w])?;
-        sum = Some(match sum {
-            Some(sum) => b.map(ScalarFn::Add, &[sum, part])?,
-            None => part,
-        });
-    }
-    sum.map_or_else(|| invalid("no elements to weigh"), Ok)
+    let w = b.cast(w, b.dtype(x))?;
+    let mut along = vec![Dim::one(); b.rank(x) + 1];
+    let wide = b.shape(w);
+    along[axis..axis + 2].clone_from_slice(&wide);
+    let w = b.reshape(w, along)?;
+    let v = read(b, x, axis, places)?;
+    let v = b.pointwise(ScalarFn::Mul, &[v, w])?;
+    super::dynamic::combine(b, ReduceFn::Sum, v, axis + 1)
 }
 
 /// The filter's weight at a distance: linear or cubic.

@@ -8,7 +8,10 @@ use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
 };
-use pavage_ir::{DType, Dim, Graph, Op, Scalar, ScalarFn, Tensor, TensorType, attr::ReduceFn};
+use pavage_ir::{
+    DType, Dim, Graph, Op, Scalar, ScalarFn, Tensor, TensorType,
+    attr::{ReduceFn, Sizes},
+};
 
 /// What stands for the product of a row and a support vector.
 enum Kernel {
@@ -297,7 +300,7 @@ fn iterate(cx: &mut Cx, q: Val, start: Val, classes: usize) -> Res<Val> {
     let trips = cx.data_symbol(&name, Some(most as i64));
     let mut args = vec![trip, go, start];
     args.extend(&frame.captures);
-    Ok(cx.emit_all(Op::Loop { carried: 1, trips }, &args, vec![frame.graph])?[0])
+    Ok(cx.emit_all(Op::Loop { carried: 1, trips, sizes: Sizes::default() }, &args, vec![frame.graph])?[0])
 }
 
 /// One sweep: whether any row went on, and the probabilities after it.

@@ -11,7 +11,7 @@ use pavage_ir::{
 };
 
 pub(crate) fn identity(cx: &mut Cx) -> Res<Vec<Val>> {
-    Ok(vec![cx.arg(0)?])
+    Ok(vec![cx.any(0)?])
 }
 
 /// `0` copies an extent (unless `keep_zero`), `-1` takes what is left.
