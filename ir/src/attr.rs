@@ -199,6 +199,8 @@ enum_attr! {
         /// Sum over the elements inside the input divided by how many positions of the window lie inside the
         /// padded input: all of them, but for a last window of `ceil`.
         MeanPadded = "mean_padded",
+        /// Sum over the elements inside the input.
+        Sum = "sum",
     }
     /// Where the channel axis of an image stands.
     Layout {

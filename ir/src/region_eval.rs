@@ -133,7 +133,11 @@ impl Run<'_> {
                 let g = if *f == PoolFn::Max { ReduceFn::Max } else { ReduceFn::Sum };
                 let mut fold = Fold::new(StageFn::Fold(g), dtype);
                 let mut inside = 0usize;
+                let mut padded = 0usize;
+                let first = if window.layout == Layout::ChannelsFirst { 2 } else { 1 };
                 for_each_point(kernel, &mut |tap| {
+                    let reached = |i: usize| (point[first + i] * window.strides[i] + tap[i] * window.dilations[i]) as i64;
+                    padded += usize::from((0..tap.len()).all(|i| reached(i) < input[first + i] as i64 + window.lo[i] + window.hi[i]));
                     if let Some(at) = window_at(window, point, tap, &input) {
                         fold.push(self.expr(*x, &at, &vec![])?, 0);
                         inside += 1;
@@ -141,9 +145,9 @@ impl Run<'_> {
                     Ok(())
                 })?;
                 let n = match f {
-                    PoolFn::Max => return Ok(vec![fold.finish()]),
+                    PoolFn::Max | PoolFn::Sum => return Ok(vec![fold.finish()]),
                     PoolFn::Mean => inside,
-                    PoolFn::MeanPadded => kernel.iter().product(),
+                    PoolFn::MeanPadded => padded,
                 };
                 Ok(vec![Scalar::F(fold.sum / n as f64).cast(dtype)])
             }

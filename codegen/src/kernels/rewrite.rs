@@ -55,10 +55,17 @@ pub fn as_reduce(region: &Region) -> Option<Region> {
             let v = out.push(Expr::Cast(v), acc);
             let v = only_inside(&mut out, inside, v, Scalar::I(0));
             let mut stages = vec![Stage { f: StageFn::Fold(ReduceFn::Sum), expr: v }];
-            let count = match inside.filter(|_| *f == PoolFn::Mean) {
+            if *f == PoolFn::Sum {
+                return Some(finish(region, out, stages, &|out| {
+                    let sum = out.push(Expr::Acc(0), acc);
+                    out.push(Expr::Cast(sum), dtype)
+                }));
+            }
+            let counted = if *f == PoolFn::Mean { inside } else { in_padding(&mut out, window, input) };
+            let count = match counted {
                 Some(_) => {
                     let one = out.constant(Scalar::F(1.0), acc);
-                    let one = only_inside(&mut out, inside, one, Scalar::I(0));
+                    let one = only_inside(&mut out, counted, one, Scalar::I(0));
                     stages.push(Stage { f: StageFn::Fold(ReduceFn::Sum), expr: one });
                     None
                 }
@@ -185,6 +192,18 @@ fn window_at(out: &mut Region, window: &Window, rank: usize, input: &[Dim]) -> (
         at[first + i] = pos;
     }
     (at, inside)
+}
+
+/// Whether a tap is inside the padded input, where that is not certain: a last window may reach beyond.
+fn in_padding(out: &mut Region, window: &Window, input: &[Dim]) -> Option<ExprId> {
+    let first = if window.layout == Layout::ChannelsFirst { 2 } else { 1 };
+    let parallel = out.space.len();
+    let mut inside = None;
+    for i in 0..input.len() - 2 {
+        let pos = Dim::axis(first + i) * Dim::from(window.strides[i]) + Dim::axis(parallel + i) * Dim::from(window.dilations[i]);
+        inside = within(out, inside, &pos, &(input[first + i].clone() + Dim::from(window.lo[i] + window.hi[i])));
+    }
+    inside
 }
 
 fn both(out: &mut Region, x: Option<ExprId>, y: ExprId) -> Option<ExprId> {

@@ -27,7 +27,7 @@ pub(crate) fn infer(
 ) -> Result<Vec<TensorType>, String> {
     let x = args.types[0];
     match f {
-        PoolFn::Max => number("x", x)?,
+        PoolFn::Max | PoolFn::Sum => number("x", x)?,
         PoolFn::Mean | PoolFn::MeanPadded => float("x", x)?,
     }
     demand(x.rank() >= 3, || format!("x must have a batch, a channel and spatial axes, got {x}"))?;
@@ -127,7 +127,7 @@ fn pool<T: Num>(args: &EvalArgs, f: PoolFn, windows: &[Windows]) -> Result<Vec<T
         }
         values = next;
     }
-    if f == PoolFn::Max {
+    if matches!(f, PoolFn::Max | PoolFn::Sum) {
         return Ok(vec![store(dtype, shape, &values)?]);
     }
     // How many elements each window sees is a product over the axes too.

@@ -246,15 +246,12 @@ pub(crate) fn average_pool(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![pool(cx, x, f, outside)?])
 }
 
-/// `(sum |x|^p)^(1/p)` over windows: a sum of elements, which is a padded mean times the window's size.
+/// `(sum |x|^p)^(1/p)` over windows.
 pub(crate) fn lp_pool(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     let p = cx.int("p", 2)? as f64;
     let x = power(cx, x, p)?;
-    let Some(kernel) = cx.ints_opt("kernel_shape")? else { return invalid("kernel_shape is missing") };
-    let size = kernel.iter().product::<i64>() as f64;
-    let mean = pool(cx, x, PoolFn::MeanPadded, Some(0.0))?;
-    let sum = cx.with_number(ScalarFn::Mul, mean, size)?;
+    let sum = pool(cx, x, PoolFn::Sum, Some(0.0))?;
     Ok(vec![root(cx, sum, p)?])
 }
 
