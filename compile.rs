@@ -79,12 +79,10 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     let ctx = Ctx { dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
     ctx.dump("import", || text::print(&graph));
     stage(options, "optimising", 1);
-    let pipeline = if options.opt_level == OptLevel::O0 { &passes::PIPELINE[..2] } else { passes::PIPELINE };
-    let optimised = passes::run(&mut graph, &ctx, pipeline).map_err(Error::from);
-    // Plans are chosen by what a device costs: one set for CPUs, one for GPUs.
+    // Graphs and plans are chosen by what a device costs: one set for CPUs, one for GPUs.
     let cpu = Ctx { costs: cost::CPU, ..ctx };
     let gpu = Ctx { costs: cost::GPU, dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
-    let planned = optimised.and_then(|()| plans(&graph, targets, options, &cpu, &gpu));
+    let planned = plans(&mut graph, targets, options, &cpu, &gpu);
     dump(options.progress, &cpu);
     dump(options.progress, &gpu);
     let targets = planned?;
@@ -125,16 +123,24 @@ pub(crate) fn content_hash(model: Source) -> Result<String, Error> {
     })
 }
 
-/// Every plan of every target; targets of one kind share theirs.
-fn plans(graph: &Graph, targets: Vec<Target>, options: &CompileOptions, cpu: &Ctx, gpu: &Ctx) -> Result<Vec<(Target, Vec<Program>)>, Error> {
+/// Every plan of every target; targets of one kind share theirs. `graph` becomes what the passes made of it for the first.
+fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, cpu: &Ctx, gpu: &Ctx) -> Result<Vec<(Target, Vec<Program>)>, Error> {
+    let pipeline = if options.opt_level == OptLevel::O0 { passes::CLEANING } else { passes::PIPELINE };
     let mut made: [Option<Vec<Program>>; 2] = [None, None];
+    let mut first: Option<Graph> = None;
     let mut all = vec![];
     for target in targets {
         let (kind, ctx) = if matches!(target, Target::Cpu(_)) { (0, cpu) } else { (1, gpu) };
         if made[kind].is_none() {
-            made[kind] = Some(options.plans.iter().map(|plan| program(plan, graph, options.opt_level, ctx)).collect::<Result<_, _>>()?);
+            let mut optimised = graph.clone();
+            passes::run(&mut optimised, ctx, pipeline)?;
+            made[kind] = Some(options.plans.iter().map(|plan| program(plan, &optimised, options.opt_level, ctx)).collect::<Result<_, _>>()?);
+            first.get_or_insert(optimised);
         }
         all.push((target, made[kind].clone().unwrap_or_default()));
+    }
+    if let Some(optimised) = first {
+        *graph = optimised;
     }
     Ok(all)
 }

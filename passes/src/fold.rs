@@ -11,6 +11,14 @@ const GROWTH: usize = 4;
 /// Results up to this many elements are always worth keeping.
 const SMALL: usize = 4096;
 
+/// Integers up to this many are sizes and indices rather than data.
+const FEW: usize = 64;
+
+/// Whether a cast makes integers of bytes wider.
+fn widens(from: pavage_ir::DType, to: pavage_ir::DType) -> bool {
+    from.is_int() && from.bits() <= 8 && to.is_int() && to.bits() > 8
+}
+
 /// Replace nodes whose operands are constants by their values. Broadcasts of constants stay views.
 pub fn run(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
     let mut r = Rebuild::new("fold", graph);
@@ -61,6 +69,13 @@ fn evaluate(op: &Op, operands: &[Tensor]) -> Option<Vec<Tensor>> {
     let to: usize = results.iter().map(|t| t.const_shape().and_then(|s| pavage_ir::tensor::count_of(&s))).sum::<Option<usize>>()?;
     let view = matches!(op, Op::Broadcast { .. } | Op::Iota { .. });
     if to > SMALL && (to > GROWTH * from || view) {
+        return None;
+    }
+    // Integers stay as narrow as they are: kernels read bytes, or pack them as they need.
+    if let Op::Cast { to: wide } = op
+        && widens(operands[0].dtype(), *wide)
+        && to > FEW
+    {
         return None;
     }
     if let Op::Reshape { .. } = op {
@@ -172,7 +187,7 @@ fn scaled(r: &mut Rebuild, b: Value, s: Value) -> Result<Value, PassError> {
 }
 
 /// The constant that `v` repeats, as it is before its broadcast.
-fn broadcast_constant(graph: &Graph, v: Value) -> Option<Tensor> {
+pub(crate) fn broadcast_constant(graph: &Graph, v: Value) -> Option<Tensor> {
     match graph.op(v.node) {
         Some(Op::Broadcast { .. }) => graph.as_const(graph.operands(v.node)[0]).cloned(),
         _ => graph.as_const(v).filter(|t| (1..=SMALL).contains(&t.count())).map(narrow),
@@ -180,7 +195,7 @@ fn broadcast_constant(graph: &Graph, v: Value) -> Option<Tensor> {
 }
 
 /// A constant with extent 1 along each axis on which it only repeats: folding has written small broadcasts out.
-fn narrow(t: &Tensor) -> Tensor {
+pub(crate) fn narrow(t: &Tensor) -> Tensor {
     let mut t = t.clone();
     for axis in 0..t.shape().len() {
         let (n, inner) = (t.shape()[axis], t.shape()[axis + 1..].iter().product::<usize>());

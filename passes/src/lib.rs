@@ -8,6 +8,7 @@ pub mod eqsat;
 pub mod fold;
 pub mod form;
 pub mod fuse;
+pub mod integer;
 pub mod layout;
 pub mod memory;
 mod rebuild;
@@ -113,6 +114,7 @@ pub struct Pass {
 
 /// Every pass, in pipeline order.
 pub const PASSES: &[Pass] = &[
+    Pass { name: "integer", about: "Products of dequantised tensors become products of their integers.", run: integer::run },
     Pass { name: "fold", about: "Compute what constants decide.", run: fold::run },
     Pass { name: "canon", about: "One form for each view; equal nodes become one.", run: canon::run },
     Pass { name: "layout", about: "Images become channels-last; transposes move to where they cancel.", run: layout::run },
@@ -120,7 +122,10 @@ pub const PASSES: &[Pass] = &[
 ];
 
 /// The passes before fusion, in order; some run more than once.
-pub const PIPELINE: &[&str] = &["fold", "canon", "layout", "fold", "canon", "scale", "fold", "canon"];
+pub const PIPELINE: &[&str] = &["integer", "fold", "canon", "layout", "fold", "canon", "scale", "fold", "canon"];
+
+/// The passes of a graph that stays as it was written.
+pub const CLEANING: &[&str] = &["fold", "canon"];
 
 /// Run a pass on a graph and, innermost first, on the graphs nested in it.
 fn apply(pass: &Pass, graph: &mut Graph, ctx: &Ctx) -> Result<(), PassError> {

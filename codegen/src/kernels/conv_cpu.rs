@@ -10,7 +10,7 @@ use super::{
     ArgFacts, Built, CpuShape, Family, KernelError, Pack,
     expr::{Env, Point, VectorAxis},
     flat::Linear,
-    gemm_cpu::{fits_i16, plain_load},
+    gemm_cpu::{fits_i16, plain_load, quads},
     micro::{self, End, Left, Math, Right, Rows, Tile},
     pack::Walk,
 };
@@ -251,7 +251,14 @@ fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, facts: &ArgFacts) -> Result<Built, KernelError> {
     let no = |reason: &str| KernelError::Unsupported { family: NAME, reason: reason.to_owned() };
     let Target::Cpu(cpu) = target else { return Err(no("not a CPU")) };
-    let conv = Conv::of(region, facts).ok_or_else(|| no("not a convolution it takes"))?;
+    let mut conv = Conv::of(region, facts).ok_or_else(|| no("not a convolution it takes"))?;
+    if let Heart::Conv { x, w, .. } = &region.heart
+        && conv.math == Math::I16Pairs
+        && cpu.vnni
+        && quads(region, *x, *w)
+    {
+        conv.math = Math::Quads;
+    }
     let plan = plan(&conv, cpu, schedule);
     let knob = |name: &str| usize::try_from(schedule.knob(name, 0)).unwrap_or(0);
     let vectors = conv.o.div_ceil(plan.lanes);
@@ -263,7 +270,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     }
 
     let [so, sc, sh, sw] = conv.weight_strides();
-    let dtype = if conv.math == Math::F32 { region.args[conv.weights.0].dtype } else { DType::I16 };
+    let dtype = conv.math.packed(region.args[conv.weights.0].dtype);
     let walk = Walk {
         batch: vec![(conv.groups, so * conv.o as i64)],
         n: (conv.o, so),
@@ -486,8 +493,8 @@ impl Cx<'_> {
                 if conv.c > whole {
                     one(b, end, Some(conv.c - whole));
                 }
-                if width == 1 && padded > conv.c {
-                    let at = b.add_i(pixel, (g * padded + conv.c) as i64);
+                for c in if width == 1 { conv.c..padded } else { 0..0 } {
+                    let at = b.add_i(pixel, (g * padded + c) as i64);
                     let v = b.constant(Scalar::I(0).cast(dtype), dtype);
                     b.store(scratch, at, v);
                 }

@@ -7,14 +7,15 @@ use super::{
     ArgFacts, Built, CpuShape, Family, KernelError, Pack,
     conv_cpu::Conv,
     expr::{Env, Point, VectorAxis},
+    gemm_cpu::quads,
     micro::{self, End, Math, Tile},
     pack::Walk,
 };
 use crate::{
     targets::{Cpu, Target},
-    tile::{Access, Buf, Builder, Val},
+    tile::{Access, Buf, Builder, DotKind, Ty, Val},
 };
-use pavage_ir::{DType, Dim, Region, Schedule};
+use pavage_ir::{DType, Dim, Heart, Region, Schedule};
 
 /// The family.
 pub const FAMILY: Family =
@@ -54,7 +55,12 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let conv = depthwise(region, facts).ok_or_else(|| no("not a depthwise convolution"))?;
     let lanes = usize::from(cpu.lanes);
     let [so, _, sh, sw] = conv.weight_strides();
-    let dtype = if conv.math == Math::F32 { region.args[conv.weights.0].dtype } else { DType::I16 };
+    let product = Product::of(&conv, cpu);
+    let dtype = match product {
+        Product::Float => region.args[conv.weights.0].dtype,
+        Product::Integer => DType::I16,
+        Product::Pair | Product::Quad => DType::I32,
+    };
     let walk = Walk {
         batch: vec![],
         n: (conv.groups, so),
@@ -75,7 +81,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let oh = env.size(&mut b, &conv.oh);
     let w = env.size(&mut b, &conv.w);
     let ow = env.size(&mut b, &conv.ow);
-    let cx = Cx { conv: &conv, lanes, w, ow, pixels };
+    let cx = Cx { conv: &conv, product, lanes, w, ow, pixels };
     let (lo, hi) = (b.lo(), b.hi());
     b.for_(lo, hi, 1, &[], |b, row, _| {
         let n = b.div(row, oh);
@@ -101,8 +107,39 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     Ok(Built { kernel, schedule: schedule.clone(), dims, cpu: Some(cpu_shape), grid: None, packs: vec![(conv.weights.0, Pack::Walk(walk))] })
 }
 
+/// How an input vector is multiplied and added.
+#[derive(Clone, Copy, PartialEq)]
+enum Product {
+    /// Floats.
+    Float,
+    /// 32-bit integers.
+    Integer,
+    /// A `u8` by a word, each alone in its 32 bits: the pair product whose other half is 0, where a 32-bit product is slow.
+    Pair,
+    /// A `u8` by an `i8`, each alone in its 32 bits: the sum of four products of which three are 0.
+    Quad,
+}
+
+impl Product {
+    fn of(conv: &Conv<'_>, cpu: &Cpu) -> Product {
+        let Heart::Conv { x, w, .. } = &conv.region.heart else { return Product::Float };
+        match conv.math {
+            Math::F32 => Product::Float,
+            _ if quads(conv.region, *x, *w) => {
+                if cpu.vnni {
+                    Product::Quad
+                } else {
+                    Product::Pair
+                }
+            }
+            _ => Product::Integer,
+        }
+    }
+}
+
 struct Cx<'a> {
     conv: &'a Conv<'a>,
+    product: Product,
     lanes: usize,
     w: Val,
     ow: Val,
@@ -318,11 +355,22 @@ impl Cx<'_> {
     }
 
     fn step(&self, b: &mut Builder, x: Val, w: Val, acc: Val) -> Val {
-        if self.conv.math == Math::F32 {
-            b.fma(x, w, acc)
-        } else {
-            let product = b.mul(x, w);
-            b.add(acc, product)
+        match self.product {
+            Product::Float => b.fma(x, w, acc),
+            Product::Integer => {
+                let product = b.mul(x, w);
+                b.add(acc, product)
+            }
+            Product::Pair => {
+                let [x, w] = [x, w].map(|v| b.bitcast(v, Ty::of_lanes(DType::I16, 2 * self.lanes)));
+                let product = b.dot(DotKind::I16Pairs, &[x, w]);
+                b.add(acc, product)
+            }
+            Product::Quad => {
+                let x = b.bitcast(x, Ty::of_lanes(DType::U8, 4 * self.lanes));
+                let w = b.bitcast(w, Ty::of_lanes(DType::I8, 4 * self.lanes));
+                b.dot(DotKind::U8I8Quads, &[acc, x, w])
+            }
         }
     }
 }

@@ -161,6 +161,17 @@ fn spread(region: &Region, strides: &[usize]) -> Option<(Region, Dim, ExprId, Ex
     Some((flat, x.shape[rank - 1].clone(), lhs, rhs, DType::F32))
 }
 
+/// Whether the left operand of an integer contraction is plain `u8` and the right one plain `i8`.
+pub(super) fn quads(region: &Region, lhs: ExprId, rhs: ExprId) -> bool {
+    fn plain(region: &Region, id: ExprId, dtype: DType) -> bool {
+        match region.expr(id) {
+            Expr::Cast(x) if region.dtype(id).is_int() && region.dtype(id).bits() >= 16 => plain(region, *x, dtype),
+            _ => region.dtype(id) == dtype,
+        }
+    }
+    plain(region, lhs, DType::U8) && plain(region, rhs, DType::I8)
+}
+
 /// Whether an integer expression stays within `i16`: 8-bit values and differences of them.
 pub(super) fn fits_i16(region: &Region, id: ExprId) -> bool {
     fn byte(region: &Region, id: ExprId) -> bool {
@@ -171,6 +182,7 @@ pub(super) fn fits_i16(region: &Region, id: ExprId) -> bool {
         }
     }
     match region.expr(id) {
+        Expr::Cast(x) if region.dtype(id).is_int() && region.dtype(*x) == DType::I16 => true,
         Expr::Call(pavage_ir::ScalarFn::Sub | pavage_ir::ScalarFn::Add, xs) if region.dtype(id).bits() >= 16 => xs.iter().all(|x| byte(region, *x)),
         _ => byte(region, id),
     }
@@ -282,7 +294,7 @@ fn walk(gemm: &Gemm, at: &Linear, arg: usize, lanes: usize) -> Option<(Walk, Vec
             axes.push(i);
         }
     }
-    let dtype = if gemm.math == Math::F32 { gemm.region.args[arg].dtype } else { DType::I16 };
+    let dtype = gemm.math.packed(gemm.region.args[arg].dtype);
     let walk = Walk {
         batch,
         n: (size(gemm.n())?, at.strides[k_axis - 1].as_const()?),
@@ -386,7 +398,11 @@ fn classes(gemm: &Gemm, cpu: &Cpu, blocks: &Blocks, nv: usize, mr: usize) -> Vec
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, facts: &ArgFacts) -> Result<Built, KernelError> {
     let no = |reason: &str| KernelError::Unsupported { family: NAME, reason: reason.to_owned() };
     let Target::Cpu(cpu) = target else { return Err(no("not a CPU")) };
-    let gemm = contraction(region).ok_or_else(|| no("not a contraction it takes"))?;
+    let mut gemm = contraction(region).ok_or_else(|| no("not a contraction it takes"))?;
+    let packed = |gemm: &Gemm| matches!(right_from(gemm, cpu.lanes.into(), facts), RightFrom::Panels { .. });
+    if gemm.math == Math::I16Pairs && cpu.vnni && quads(&gemm.region, gemm.lhs, gemm.rhs) && packed(&gemm) {
+        gemm.math = Math::Quads;
+    }
     let lanes = usize::from(cpu.lanes);
     let knob = |name: &str, default: i64| usize::try_from(schedule.knob(name, default)).unwrap_or(0);
     let left = left_from(&gemm);

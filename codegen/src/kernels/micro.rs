@@ -14,6 +14,8 @@ pub(super) enum Math {
     F32,
     /// Pairs of `i16` into `i32`, exact: a step takes two elements of k.
     I16Pairs,
+    /// Four `u8` of the left by four `i8` of the right operand into `i32`, exact: a step takes four elements of k.
+    Quads,
 }
 
 impl Math {
@@ -22,6 +24,7 @@ impl Math {
         match self {
             Math::F32 => 1,
             Math::I16Pairs => 2,
+            Math::Quads => 4,
         }
     }
 
@@ -29,7 +32,7 @@ impl Math {
     pub(super) fn acc(self) -> DType {
         match self {
             Math::F32 => DType::F32,
-            Math::I16Pairs => DType::I32,
+            Math::I16Pairs | Math::Quads => DType::I32,
         }
     }
 
@@ -38,6 +41,16 @@ impl Math {
         match self {
             Math::F32 => DType::F32,
             Math::I16Pairs => DType::I16,
+            Math::Quads => DType::U8,
+        }
+    }
+
+    /// Dtype of a right operand packed at compile time, of which `own` is its own.
+    pub(super) fn packed(self, own: DType) -> DType {
+        match self {
+            Math::F32 => own,
+            Math::I16Pairs => DType::I16,
+            Math::Quads => DType::I8,
         }
     }
 }
@@ -60,7 +73,7 @@ pub(super) struct Tile {
 /// Where the left operand is: row `i`, step `k` at `base + i * row + k * step`, in units of one step's elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Left {
-    /// Memory: `f32`, or `i32` standing for a pair of `i16`.
+    /// Memory: `f32`, or `i32` standing for a pair of `i16` or four `u8`.
     pub(super) buf: Buf,
     /// First element.
     pub(super) base: Val,
@@ -161,6 +174,10 @@ pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, 
                             let pairs = b.bitcast(x, Ty::of_lanes(DType::I16, 2 * tile.lanes));
                             let dot = b.dot(DotKind::I16Pairs, &[pairs, *v]);
                             b.add(*a, dot)
+                        }
+                        Math::Quads => {
+                            let quads = b.bitcast(x, Ty::of_lanes(DType::U8, 4 * tile.lanes));
+                            b.dot(DotKind::U8I8Quads, &[*a, quads, *v])
                         }
                     };
                 }

@@ -412,6 +412,15 @@ impl Builder {
         if let Some(val) = symbolic::follow(self, &op, args)? {
             return Ok(vec![val]);
         }
+        self.emit_node(op, args, bodies)
+    }
+
+    /// Convert elements at run time, constants too: passes look for what integers are made into.
+    pub(crate) fn cast_kept(&mut self, v: Val, to: DType) -> Res<Val> {
+        if self.dtype(v) == to { Ok(v) } else { self.emit_node(Op::Cast { to }, &[v], vec![]).map(|vs| vs[0]) }
+    }
+
+    fn emit_node(&mut self, op: Op, args: &[Val], bodies: Vec<Graph>) -> Res<Vec<Val>> {
         let equation = self.equation(&op, args);
         let operands: Vec<Value> = args.iter().map(|v| self.value(*v)).collect::<Res<_>>()?;
         let id = self.add(op, &operands, bodies)?;

@@ -14,6 +14,8 @@ pub struct Costs {
     pub contract_flops_per_ns: f64,
     /// The same where operands have 16 bits.
     pub half_flops_per_ns: f64,
+    /// The same of integers of a byte into sums of 32 bits.
+    pub byte_flops_per_ns: f64,
     /// Multiply-adds of fused attention.
     pub attention_flops_per_ns: f64,
     /// Simple operations of pointwise code.
@@ -28,6 +30,7 @@ pub const CPU: Costs = Costs {
     bytes_per_ns: 25.0,
     contract_flops_per_ns: 80.0,
     half_flops_per_ns: 60.0,
+    byte_flops_per_ns: 110.0,
     attention_flops_per_ns: 8.0,
     map_ops_per_ns: 24.0,
     nominal_size: 64,
@@ -39,6 +42,8 @@ pub const GPU: Costs = Costs {
     bytes_per_ns: 3500.0,
     contract_flops_per_ns: 25_000.0,
     half_flops_per_ns: 500_000.0,
+    // Integer products run in plain loops there.
+    byte_flops_per_ns: 2_000.0,
     attention_flops_per_ns: 400_000.0,
     map_ops_per_ns: 10_000.0,
     nominal_size: 64,
@@ -83,7 +88,13 @@ pub fn predict(region: &Region, costs: &Costs) -> f64 {
     let read: f64 = region.args.iter().map(|t| if streams { bytes(t).min(points * 8.0) } else { bytes(t) }).sum();
     let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
     let half = region.args.first().is_some_and(|t| t.dtype.bits() == 16);
-    let compute = contract / if half { costs.half_flops_per_ns } else { costs.contract_flops_per_ns } + ops / costs.map_ops_per_ns;
+    let integers = matches!(&region.heart, Heart::Contract { acc: DType::I32, .. } | Heart::Conv { acc: DType::I32, .. });
+    let rate = match (integers, half) {
+        (true, _) => costs.byte_flops_per_ns,
+        (_, true) => costs.half_flops_per_ns,
+        _ => costs.contract_flops_per_ns,
+    };
+    let compute = contract / rate + ops / costs.map_ops_per_ns;
     let memory = (read + written) / costs.bytes_per_ns;
     costs.launch_ns + compute.max(memory) + 0.1 * compute.min(memory)
 }

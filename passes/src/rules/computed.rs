@@ -30,6 +30,7 @@ pub const RULES: &[Computed] = &[
     Computed { name: "view-nothing", apply: view_nothing },
     Computed { name: "map-of-broadcasts", apply: map_of_broadcasts },
     Computed { name: "neutral-element", apply: neutral },
+    Computed { name: "saturating-cast", apply: saturating_cast },
     Computed { name: "attention", apply: attention },
 ];
 
@@ -108,6 +109,26 @@ fn neutral(e: &Egraph, term: &Term) -> Vec<Build> {
         _ => None,
     };
     keep.map(|i| vec![Build::Class(term.args[i])]).unwrap_or_default()
+}
+
+/// `cast(min(x, c)) = cast(x)` of floats as integers that do not reach beyond c, and likewise for `max`: the cast saturates.
+fn saturating_cast(e: &Egraph, term: &Term) -> Vec<Build> {
+    let Some(Op::Cast { to }) = op(term) else { return vec![] };
+    if !to.is_int() || !e[term.args[0]].data.ty.dtype.is_float() {
+        return vec![];
+    }
+    let (least, most) = to.int_range();
+    let mut found = vec![];
+    for n in nodes(e, term.args[0]) {
+        let Some(Op::Map(f @ (ScalarFn::Max | ScalarFn::Min))) = op(n) else { continue };
+        for (kept, bound) in [(n.args[0], n.args[1]), (n.args[1], n.args[0])] {
+            let Some(c) = e[bound].data.uniform.map(f64::from_bits) else { continue };
+            if if *f == ScalarFn::Max { c <= least as f64 } else { c >= most as f64 } {
+                found.push(Build::Op(Op::Cast { to: *to }, vec![Build::Class(kept)]));
+            }
+        }
+    }
+    found
 }
 
 /// `softmax(scale * q k^T + mask) v` from its parts, whatever scales and masks the scores. Rounding differs: the parts

@@ -133,8 +133,8 @@ pub(crate) fn conv(cx: &mut Cx) -> Res<Vec<Val>> {
 
 /// An integer operand as i32 with its zero point taken off; `axis` is the one a vector of zero points runs along.
 pub(crate) fn centred(cx: &mut Cx, x: Val, zero: Option<Val>, axis: usize) -> Res<Val> {
-    let x = cx.cast(x, DType::I32)?;
-    let Some(zero) = zero else { return Ok(x) };
+    let x = cx.cast_kept(x, DType::I32)?;
+    let Some(zero) = zero.filter(|z| !cx.tensor(*z).is_some_and(|t| t.to_i64().iter().all(|v| *v == 0))) else { return Ok(x) };
     let mut zero = cx.cast(zero, DType::I32)?;
     if cx.rank(zero) == 1 {
         let mut shape = vec![Dim::one(); cx.rank(x)];

@@ -41,6 +41,11 @@ fn spread(cx: &mut Cx, v: Val, x: Val) -> Res<Val> {
     if own[axis] == shape[axis] { Ok(v) } else { cx.slice_axis(v, axis, Dim::ZERO, shape[axis].clone()) }
 }
 
+/// Whether a constant is zero throughout.
+fn is_zero(b: &Builder, v: Val) -> bool {
+    b.tensor(v).is_some_and(|t| t.to_f64().iter().all(|v| *v == 0.0))
+}
+
 /// The dtype that an attribute names; 0 leaves it open.
 fn named(cx: &Cx, attribute: &str) -> Res<Option<DType>> {
     if cx.int(attribute, 0)? == 0 { Ok(None) } else { cx.dtype_attr(attribute) }
@@ -83,7 +88,7 @@ pub(crate) fn quantize(cx: &mut Cx) -> Res<Vec<Val>> {
         return Ok(vec![convert(cx, y, to, saturate)?]);
     }
     let y = if precision.bits() < 32 { cx.cast(y, DType::F32)? } else { y };
-    let zero = match zero {
+    let zero = match zero.filter(|z| !is_zero(cx, *z)) {
         Some(zero) => {
             let zero = cx.cast(zero, DType::F32)?;
             Some(spread(cx, zero, x)?)
@@ -99,9 +104,11 @@ pub(crate) fn dequantize(cx: &mut Cx) -> Res<Vec<Val>> {
         Some(to) => to,
         None => cx.dtype(scale),
     };
-    let mut y = cx.cast(x, DType::F32)?;
+    // Weights of bytes stay bytes, for products of integers.
+    let bytes = cx.dtype(x).is_int() && cx.dtype(x).bits() <= 8;
+    let mut y = if bytes { cx.cast_kept(x, DType::F32)? } else { cx.cast(x, DType::F32)? };
     if let Some(zero) = cx.opt(2)
-        && !cx.tensor(zero).is_some_and(|t| t.to_f64().iter().all(|v| *v == 0.0))
+        && !is_zero(cx, zero)
     {
         let zero = cx.cast(zero, DType::F32)?;
         let zero = spread(cx, zero, x)?;
