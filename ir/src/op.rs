@@ -283,7 +283,8 @@ ops! {
     "arg_reduce" = ArgReduce("x") { f: ReduceFn, axis: usize, last: bool } infer ops::reduce::infer_arg, eval ops::reduce::eval_arg;
     /// Running sum or product along `axis`; `exclusive` leaves the element itself out, `reverse` runs from the end.
     "cumulative" = Cumulative("x") { f: ReduceFn, axis: usize, exclusive: bool, reverse: bool } infer ops::reduce::infer_cumulative, eval ops::reduce::eval_cumulative;
-    /// `out[b..., m, n] = sum_k a[b..., m, k] * b[b..., k, n]`; batch extents equal, operand dtypes equal.
+    /// `out[b..., m, n] = sum_k a[b..., m, k] * b[b..., k, n]`; batch extents equal, operand dtypes equal or integers
+    /// of up to 16 bits.
     /// The result has dtype `out`: f16 and bf16 products accumulate in f32, integers in i32 or wider (wrapping).
     "matmul" = MatMul("a", "b") { out: DType } infer ops::matmul::infer, eval ops::matmul::eval;
     /// `softmax(scale * q k^T + mask) v` over the last two axes: `q[b..., s, e]`, `k[b..., t, e]`, `v[b..., t, d]`, `mask[b..., s, t]` added to

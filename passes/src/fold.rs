@@ -11,14 +11,6 @@ const GROWTH: usize = 4;
 /// Results up to this many elements are always worth keeping.
 const SMALL: usize = 4096;
 
-/// Integers up to this many are sizes and indices rather than data.
-const FEW: usize = 64;
-
-/// Whether a cast makes integers of bytes wider.
-fn widens(from: pavage_ir::DType, to: pavage_ir::DType) -> bool {
-    from.is_int() && from.bits() <= 8 && to.is_int() && to.bits() > 8
-}
-
 /// Replace nodes whose operands are constants by their values. Broadcasts of constants stay views.
 pub fn run(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
     let mut r = Rebuild::new("fold", graph);
@@ -69,13 +61,6 @@ fn evaluate(op: &Op, operands: &[Tensor]) -> Option<Vec<Tensor>> {
     let to: usize = results.iter().map(|t| t.const_shape().and_then(|s| pavage_ir::tensor::count_of(&s))).sum::<Option<usize>>()?;
     let view = matches!(op, Op::Broadcast { .. } | Op::Iota { .. });
     if to > SMALL && (to > GROWTH * from || view) {
-        return None;
-    }
-    // Integers stay as narrow as they are: kernels read bytes, or pack them as they need.
-    if let Op::Cast { to: wide } = op
-        && widens(operands[0].dtype(), *wide)
-        && to > FEW
-    {
         return None;
     }
     if let Op::Reshape { .. } = op {

@@ -247,21 +247,20 @@ impl Pass<'_> {
         if sums.iter().any(|(_, magnitude)| magnitude * 511.0 > f64::from(i32::MAX)) {
             return Ok(None);
         }
-        let to_i32 = Op::Cast { to: DType::I32 };
         let kernel = self.r.constant(centred);
-        let kernel = self.r.add(to_i32.clone(), &[kernel])?;
-        let mut left = self.r.add(to_i32, &[x.q])?;
+        let mut left = x.q;
         let zero = x.zero[0];
         let shape = self.r.new.ty(left).shape.clone();
-        let number = |r: &mut Rebuild, values: Vec<f64>, axis: usize, full: Vec<Dim>| {
+        let number = |r: &mut Rebuild, dtype: DType, values: Vec<f64>, axis: usize, full: Vec<Dim>| {
             let mut small = vec![1; full.len()];
             small[axis] = values.len();
-            let t = Tensor::from_scalars(DType::I32, small, values.into_iter().map(|v| Scalar::I(v as i128)));
+            let t = Tensor::from_scalars(dtype, small, values.into_iter().map(|v| Scalar::I(v as i128)));
             let v = r.constant(t);
             r.add(Op::Broadcast { shape: full }, &[v])
         };
         if zero != 0.0 && padded {
-            let z = number(&mut self.r, vec![zero], 0, shape)?;
+            let z = number(&mut self.r, DType::I16, vec![zero], 0, shape)?;
+            left = self.r.add(Op::Cast { to: DType::I16 }, &[left])?;
             left = self.r.add(Op::Map(ScalarFn::Sub), &[left, z])?;
         }
         let op = if let Op::MatMul { .. } = op { Op::MatMul { out: DType::I32 } } else { op.clone() };
@@ -269,7 +268,7 @@ impl Pass<'_> {
         if zero != 0.0 && !padded {
             let full = self.r.new.ty(sum).shape.clone();
             let correction = sums.iter().map(|(sum, _)| -zero * sum).collect();
-            let c = number(&mut self.r, correction, axis, full)?;
+            let c = number(&mut self.r, DType::I32, correction, axis, full)?;
             sum = self.r.add(Op::Map(ScalarFn::Add), &[sum, c])?;
         }
         let factor = w.scale.iter().map(|s| s * x.scale[0]).collect();

@@ -182,7 +182,7 @@ pub(super) fn fits_i16(region: &Region, id: ExprId) -> bool {
         }
     }
     match region.expr(id) {
-        Expr::Cast(x) if region.dtype(id).is_int() && region.dtype(*x) == DType::I16 => true,
+        _ if region.dtype(id) == DType::I16 => true,
         Expr::Call(pavage_ir::ScalarFn::Sub | pavage_ir::ScalarFn::Add, xs) if region.dtype(id).bits() >= 16 => xs.iter().all(|x| byte(region, *x)),
         _ => byte(region, id),
     }

@@ -111,9 +111,9 @@ fn types(dtype: DType) -> (DType, DType) {
     if dtype == DType::I8 { (DType::U8, DType::I32) } else { (dtype, DType::F32) }
 }
 
-/// Integer operands as 32-bit ones, the first less its zero point; others as they are.
+/// Integer operands as 32-bit ones, the first less its zero point; plain bytes where that is 0, and others as they are.
 fn centred(r: &mut Region, x: ExprId, w: ExprId, zero_point: i128) -> (ExprId, ExprId) {
-    if r.dtype(w) != DType::I8 {
+    if r.dtype(w) != DType::I8 || zero_point == 0 {
         return (x, w);
     }
     let (x, w) = (cast(r, x, DType::I32), cast(r, w, DType::I32));
@@ -180,7 +180,7 @@ impl Product {
         let mut index = if self.rhs_batch { axes(0, p - 2) } else { vec![] };
         index.extend(if self.transposed { [Dim::axis(p - 1), Dim::axis(p)] } else { [Dim::axis(p), Dim::axis(p - 1)] });
         let rhs = operand(&mut r, self.dtype, rhs_shape, index);
-        let (mut lhs, rhs) = centred(&mut r, lhs, rhs, 113);
+        let (mut lhs, rhs) = centred(&mut r, lhs, rhs, if self.k.is_multiple_of(2) { 0 } else { 113 });
         let mut value = r.push(Expr::Acc(0), acc);
         let out_dtype = if self.dtype == DType::F16 { DType::F16 } else { acc };
         let mut outputs = vec![];
@@ -291,7 +291,7 @@ impl Convolution {
         let (first, acc) = types(self.dtype);
         let x = operand(&mut r, first, input.clone(), axes(0, spatial + 2));
         let w = operand(&mut r, self.dtype, weights.clone(), axes(0, spatial + 2));
-        let (mut x, w) = centred(&mut r, x, w, 7);
+        let (mut x, w) = centred(&mut r, x, w, if self.size[0].is_multiple_of(2) { 0 } else { 7 });
         let mut value = r.push(Expr::Acc(0), acc);
         match self.fused {
             1 => value = bias_and_clip(&mut r, value, Dim::from(channels), spatial + 1),

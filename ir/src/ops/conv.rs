@@ -2,9 +2,9 @@
 use super::{
     demand,
     elements::{self, Num, out, store},
-    length_is,
+    factors, length_is,
     matmul::axpy,
-    number, rank_is, result, same_dtype,
+    number, rank_is, result,
 };
 use crate::{
     DType, Dim, Tensor, TensorType,
@@ -57,7 +57,7 @@ fn divides(groups: usize, what: &str, channels: &Dim) -> Result<(), String> {
 
 fn check(x: &TensorType, w: &TensorType, groups: usize) -> Result<usize, String> {
     number("x", x)?;
-    same_dtype(x, w)?;
+    factors(x, w)?;
     demand(x.rank() >= 3, || format!("x must have a batch, a channel and spatial axes, got {x}"))?;
     rank_is("w", w, x.rank())?;
     demand((1..=LIMIT as usize).contains(&groups), || format!("{groups} groups"))?;

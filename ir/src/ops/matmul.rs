@@ -2,7 +2,7 @@
 use super::{
     demand,
     elements::{Num, out, store},
-    extent_is, number, rank_is, result, same_dtype,
+    extent_is, factors, number, rank_is, result,
 };
 use crate::{
     DType, Tensor, TensorType,
@@ -12,7 +12,7 @@ use crate::{
 pub(crate) fn infer(args: TypeArgs, out: &DType) -> Result<Vec<TensorType>, String> {
     let (a, b) = (args.types[0], args.types[1]);
     number("a", a)?;
-    same_dtype(a, b)?;
+    factors(a, b)?;
     demand(a.rank() >= 2, || format!("a must have rank 2 or more, got {a}"))?;
     rank_is("b", b, a.rank())?;
     demand(a.dtype.is_float() == out.is_float() && a.dtype.is_int() == out.is_int(), || format!("a product of {} cannot be {out}", a.dtype))?;

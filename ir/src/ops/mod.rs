@@ -82,6 +82,12 @@ fn same_dtype(a: &TensorType, b: &TensorType) -> Result<(), String> {
     if a.dtype == b.dtype { Ok(()) } else { Err(format!("operand dtypes differ: {} and {}", a.dtype, b.dtype)) }
 }
 
+/// Dtypes that a sum of products takes: equal ones, or any integers of up to 16 bits.
+fn factors(a: &TensorType, b: &TensorType) -> Result<(), String> {
+    let short = |t: &TensorType| t.dtype.is_int() && t.dtype.bits() <= 16;
+    if short(a) && short(b) { Ok(()) } else { same_dtype(a, b) }
+}
+
 fn shape_is(what: &str, ty: &TensorType, shape: &[Dim]) -> Result<(), String> {
     rank_is(what, ty, shape.len())?;
     ty.shape.iter().zip(shape).enumerate().try_for_each(|(i, (got, expected))| extent_is(&format!("{what}, axis {i}"), got, expected))

@@ -131,11 +131,12 @@ pub(crate) fn conv(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![add_bias(cx, y, bias)?])
 }
 
-/// An integer operand as i32 with its zero point taken off; `axis` is the one a vector of zero points runs along.
+/// An operand of bytes with its zero point taken off, as i16 where there is one; `axis` is the one a vector of zero points runs along.
 pub(crate) fn centred(cx: &mut Cx, x: Val, zero: Option<Val>, axis: usize) -> Res<Val> {
-    let x = cx.cast_kept(x, DType::I32)?;
     let Some(zero) = zero.filter(|z| !cx.tensor(*z).is_some_and(|t| t.to_i64().iter().all(|v| *v == 0))) else { return Ok(x) };
-    let mut zero = cx.cast(zero, DType::I32)?;
+    // A difference of bytes takes nine bits.
+    let x = cx.cast(x, DType::I16)?;
+    let mut zero = cx.cast(zero, DType::I16)?;
     if cx.rank(zero) == 1 {
         let mut shape = vec![Dim::one(); cx.rank(x)];
         let Some(at) = shape.get_mut(axis) else { return invalid(format!("zero points of type {} for {}", cx.ty(zero), cx.ty(x))) };
