@@ -10,14 +10,17 @@ use pavage_ir::DType;
 impl Float<'_> {
     // ---- exponentials ----
 
-    /// `x = n ln 2 + r`: `n` as a float, `r`, and `e^r - 1` within its last places.
-    fn exp_parts(&mut self, x: &V) -> (V, V) {
+    /// `x`, and `low` beyond its last places, are `n ln 2 + r`: `n` as a float, `r`, and `e^r - 1` within its last places.
+    fn exp_parts(&mut self, x: &V, low: Option<&V>) -> (V, V) {
         let scaled = self.mul_c(x, std::f64::consts::LOG2_E);
         let n = self.round(&scaled);
         let (hi, lo) =
             if self.double() { (6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10) } else { (0.693_145_751_953_125, 1.428_606_820_309_417_2e-6) };
         let r = self.fma_c(&n, -hi, x);
-        let r = self.fma_c(&n, -lo, &r);
+        let mut r = self.fma_c(&n, -lo, &r);
+        if let Some(low) = low {
+            r = self.add(&r, low);
+        }
         let terms = if self.double() { 13 } else { 7 };
         let mut c = vec![];
         let mut factorial = 1.0;
@@ -31,9 +34,14 @@ impl Float<'_> {
     }
 
     pub(super) fn exp(&mut self, x: &V) -> V {
+        self.exp_of_sum(x, None)
+    }
+
+    /// The exponential of `x + low`, where `low` is in the last places of `x`.
+    fn exp_of_sum(&mut self, x: &V, low: Option<&V>) -> V {
         // Beyond these the result is 0 or infinite whatever the rounding.
         let x = if self.double() { self.clamp(x, -746.0, 710.0) } else { self.clamp(x, -104.0, 89.0) };
-        let (n, m) = self.exp_parts(&x);
+        let (n, m) = self.exp_parts(&x, low);
         let p = self.add_c(&m, 1.0);
         // Two factors, so that overflow and subnormal results come from one rounding multiplication. NaN goes through `p`.
         let n = self.as_int(&n);
@@ -47,7 +55,7 @@ impl Float<'_> {
 
     /// `e^x - 1` for `x` at least 0 and at most 88 (`f32`) or 700 (`f64`).
     fn expm1(&mut self, x: &V) -> V {
-        let (n, m) = self.exp_parts(x);
+        let (n, m) = self.exp_parts(x, None);
         let n = self.as_int(&n);
         let s = self.pow2(&n);
         let less = self.add_c(&s, -1.0);
@@ -111,7 +119,8 @@ impl Float<'_> {
 
     // ---- logarithms ----
 
-    pub(super) fn log(&mut self, x: &V) -> V {
+    /// A positive `x` as `2^n (1 + f)` with `1 + f` in `[sqrt(1/2), sqrt(2))`: `f`, exact, and `n` as a float.
+    fn log_parts(&mut self, x: &V) -> (V, V) {
         let m_bits = self.mantissa();
         let (smallest, scale, scale_n) =
             if self.double() { (f64::MIN_POSITIVE, 2f64.powi(54), 54.0) } else { (f64::from(f32::MIN_POSITIVE), 2f64.powi(25), 25.0) };
@@ -145,10 +154,11 @@ impl Float<'_> {
         let adjust = self.sel(&tiny, &less, &zero);
         let n = self.add(&n, &adjust);
 
-        let f = self.add_c(&m, -1.0);
-        let below = self.add_c(&f, 2.0);
-        let s = self.div(&f, &below);
-        let z = self.mul(&s, &s);
+        (self.add_c(&m, -1.0), n)
+    }
+
+    /// `log((1 + s) / (1 - s)) / s - 2`, from `z = s^2`.
+    fn log_series(&mut self, z: &V) -> V {
         let c: &[f64] = if self.double() {
             &[
                 6.666666666666735130e-01,
@@ -162,8 +172,16 @@ impl Float<'_> {
         } else {
             &[0.666_666_626_93, 0.400_009_721_52, 0.284_987_866_88, 0.242_790_788_41]
         };
-        let r = self.poly(&z, c);
-        let r = self.mul(&r, &z);
+        let r = self.poly(z, c);
+        self.mul(&r, z)
+    }
+
+    pub(super) fn log(&mut self, x: &V) -> V {
+        let (f, n) = self.log_parts(x);
+        let below = self.add_c(&f, 2.0);
+        let s = self.div(&f, &below);
+        let z = self.mul(&s, &s);
+        let r = self.log_series(&z);
         let half = self.mul_c(&f, 0.5);
         let hfsq = self.mul(&half, &f);
         let (hi, lo) = if self.double() { (6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10) } else { (6.931_381_225_6e-1, 9.058_000_614_5e-6) };
@@ -174,13 +192,47 @@ impl Float<'_> {
         let t = self.sub(&t, &f);
         let nhi = self.mul_c(&n, hi);
         let r = self.sub(&nhi, &t);
+        self.log_edges(x, &r)
+    }
 
+    /// The logarithm of infinity, zero, and what is below it or no number; elsewhere `r`.
+    fn log_edges(&mut self, x: &V, r: &V) -> V {
         let is_inf = self.cmp_c("oeq", x, f64::INFINITY);
-        let r = self.sel_c(&is_inf, f64::INFINITY, &r);
+        let r = self.sel_c(&is_inf, f64::INFINITY, r);
         let is_zero = self.cmp_c("oeq", x, 0.0);
         let r = self.sel_c(&is_zero, f64::NEG_INFINITY, &r);
         let bad = self.cmp_c("ult", x, 0.0);
         self.sel_c(&bad, f64::NAN, &r)
+    }
+
+    /// The logarithm as a sum of two `f64`, good to about 2^-60 of it; the second is small, and anything where the
+    /// first is not finite.
+    fn log_pair(&mut self, x: &V) -> (V, V) {
+        let (f, n) = self.log_parts(x);
+        // s = f / (2 + f), and what the rounding of the sum and of the quotient lost.
+        let below = self.add_c(&f, 2.0);
+        let back = self.add_c(&below, -2.0);
+        let below_low = self.sub(&f, &back);
+        let s = self.div(&f, &below);
+        let minus = self.neg(&s);
+        let rest = self.fma(&minus, &below, &f);
+        let rest = self.fma(&minus, &below_low, &rest);
+        let s_low = self.div(&rest, &below);
+        let z = self.mul(&s, &s);
+        let series = self.log_series(&z);
+        // n ln2, its high part exact, then 2 s, which is smaller, then the rest.
+        let whole = self.mul_c(&n, 6.931_471_803_691_238e-1);
+        let twice = self.add(&s, &s);
+        let sum = self.add(&whole, &twice);
+        let kept = self.sub(&sum, &whole);
+        let lost = self.sub(&twice, &kept);
+        let low = self.fma_c(&n, 1.908_214_929_270_587_7e-10, &lost);
+        let low = self.fma_c(&s_low, 2.0, &low);
+        let low = self.fma(&s, &series, &low);
+        let high = self.add(&sum, &low);
+        let kept = self.sub(&high, &sum);
+        let low = self.sub(&low, &kept);
+        (self.log_edges(x, &high), low)
     }
 
     pub(super) fn log1p(&mut self, x: &V) -> V {
@@ -518,11 +570,20 @@ impl Float<'_> {
         self.sel(&is_near, &near, &r)
     }
 
+    /// `f64` only.
     pub(super) fn pow(&mut self, a: &V, b: &V) -> V {
         let m = self.abs(a);
-        let l = self.log(&m);
+        // The exponential multiplies an error of the power, so the power is a sum of two: then powers that are whole come out whole.
+        let (l, l_low) = self.log_pair(&m);
         let power = self.mul(b, &l);
-        let r = self.exp(&power);
+        let minus = self.neg(&power);
+        let low = self.fma(b, &l, &minus);
+        let low = self.fma(b, &l_low, &low);
+        let size = self.abs(&power);
+        let inside = self.cmp_c("olt", &size, 746.0);
+        let zero = self.c(0.0);
+        let low = self.sel(&inside, &low, &zero);
+        let r = self.exp_of_sum(&power, Some(&low));
         // |a| = 1 is 1 for every b, infinite ones too.
         let unit = self.cmp_c("oeq", &m, 1.0);
         let r = self.sel_c(&unit, 1.0, &r);

@@ -200,8 +200,6 @@ fn allowed(f: ScalarFn, dtype: DType) -> i128 {
             Tanh | Sigmoid => 3,
             _ => 1,
         },
-        // The power multiplies the error of the logarithm by up to 700.
-        DType::F64 if f == Pow => 1200,
         DType::F64 => 5,
         _ if matches!(f, Fma) => 1,
         _ => 1,
