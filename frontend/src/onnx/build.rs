@@ -152,6 +152,8 @@ pub(crate) struct Builder {
     strings: Option<Val>,
     /// Run-time truth values that say whether two sizes are equal.
     equations: BTreeMap<Val, (Dim, Dim)>,
+    /// Sizes that the node being imported takes to be equal.
+    assumed: BTreeSet<(Dim, Dim)>,
 }
 
 impl Builder {
@@ -169,6 +171,7 @@ impl Builder {
             emitted: 0,
             strings: None,
             equations: BTreeMap::new(),
+            assumed: BTreeSet::new(),
         }
     }
 
@@ -612,15 +615,45 @@ impl Builder {
         self.pointwise(f, &[v, c])
     }
 
-    /// Note that a run is right only where two sizes are equal. Inside a body that need not run, nothing follows for the
-    /// model's inputs.
+    /// Say that a run is right only where two sizes are equal. Of the model's inputs that is checked before a run; inside
+    /// a body that need not run, and of sizes that data decides, by [`Builder::guard`].
     pub(crate) fn must_be_equal(&mut self, a: Dim, b: Dim) {
         let mut symbols = a.symbols().into_iter().chain(b.symbols());
         if self.frames.len() == 1 && symbols.all(|s| self.input_symbols.contains(s.name.as_ref())) {
             self.equalities.insert((a, b));
         } else {
-            self.notes.insert(format!("assumes that {a} and {b} are equal"));
+            self.assumed.insert((a, b));
         }
+    }
+
+    /// The results of a node of the model, which are refused when run where what the node assumed does not hold: one of
+    /// them is read through a slice whose start, a size that must be 0, says so.
+    pub(crate) fn guard(&mut self, mut vals: Vec<Val>, name: &str) -> Res<Vec<Val>> {
+        let assumed = std::mem::take(&mut self.assumed);
+        if assumed.is_empty() {
+            return Ok(vals);
+        }
+        let computed = |v: &Val| matches!(self.vals[v.0 as usize].known, Known::Nothing) && self.rank(*v) > 0 && self.dtype(*v) != DType::Str;
+        let Some(at) = vals.iter().position(computed) else {
+            self.notes.extend(assumed.iter().map(|(a, b)| format!("assumes that {a} and {b} are equal")));
+            return Ok(vals);
+        };
+        let mut start = Dim::ZERO;
+        for (a, b) in assumed {
+            let n = |this: &mut Self, d: Dim| this.known_dims(DType::I64, &[], vec![d]);
+            let (a, b) = (n(self, a), n(self, b));
+            let differ = self.map(ScalarFn::Ne, &[a, b])?;
+            let differ = self.cast(differ, DType::I64)?;
+            let sym = self.data_symbol(&format!("{name}_extents_differ"), Some(0));
+            self.emit(Op::BindSize { sym: sym.clone() }, &[differ])?;
+            start = start + Dim::from(Atom::Sym(sym));
+        }
+        let sizes = self.shape(vals[at]);
+        let mut starts = vec![Dim::ZERO; sizes.len()];
+        starts[0] = start;
+        let steps = vec![1; sizes.len()];
+        vals[at] = self.emit(Op::Slice { starts, sizes, steps }, &[vals[at]])?;
+        Ok(vals)
     }
 
     /// Two extents that the model needs to be equal: decided, related through a symbol, or assumed and checked at run time.

@@ -316,7 +316,7 @@ impl<'m> Importer<'m> {
             }
             return Ok(());
         }
-        let outcome = if unknown { self.survey(node, &name) } else { self.convert(node, &name, inputs) };
+        let outcome = if unknown { self.survey(node, &name) } else { self.convert(node, &name, inputs).and_then(|vals| self.b.guard(vals, &name)) };
         self.attribute(&name);
         let vals = match outcome {
             Ok(vals) => vals,
