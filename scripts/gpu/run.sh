@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All GPU checks and measurements in one go, on a machine with an NVIDIA GPU, its driver and Python with PyTorch:
 #
-#   scripts/gpu/run.sh DIR [PART...]      parts: models hopper whole (default: all)
+#   scripts/gpu/run.sh DIR [PART...]      parts: models hopper whole nodes (default: all)
 #
 # DIR is what scripts/gpu/prepare.sh makes where the compiler is: the runtime-only program, artifacts, cases and PTX.
 # Results as JSON lines go to $OUT (default: DIR/out); a table comes last.
@@ -9,7 +9,7 @@ set -u
 DIR=$(cd "$1" && pwd); shift
 OUT=${OUT:-$DIR/out}; mkdir -p "$OUT"
 HERE=$(cd "$(dirname "$0")" && pwd)
-PARTS=${*:-models hopper whole}
+PARTS=${*:-models hopper whole nodes}
 case " $PARTS " in *" models "*)
   for packed in "$DIR"/artifacts/*.pav.xz; do [ -e "$packed" ] && xz -dkf "$packed"; done
   : > "$OUT/models.jsonl"
@@ -26,6 +26,11 @@ case " $PARTS " in *" hopper "*)
   grep -E "WRONG|HANG|TIME|ended with" "$OUT/hopper.txt";;
 esac
 case " $PARTS " in *" whole "*) OUT=$OUT timeout 300 python3 "$HERE/whole_path.py" "$DIR" 2>&1 | tee "$OUT/whole_path.txt";; esac
+case " $PARTS " in *" nodes "*)
+  [ -e "$DIR/nodes.bin.xz" ] && xz -dkf "$DIR/nodes.bin.xz"
+  timeout 540 "$DIR/nodes" "$DIR" cuda:0 "$OUT/nodes.jsonl" "${WORKERS:-14}" > "$OUT/nodes.txt" 2>&1 || echo "nodes ended with $?" >> "$OUT/nodes.txt"
+  tail -n "${LINES_SHOWN:-60}" "$OUT/nodes.txt";;
+esac
 [ -e "$OUT/models.jsonl" ] && python3 - "$OUT/models.jsonl" <<'PY'
 import json, sys
 print(f"{'model':28s} {'plan':8s} {'kernels':>7s} {'p50 ms':>9s} {'beyond':>7s} top1  max abs")

@@ -16,7 +16,7 @@ use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, Schedule};
 pub const FAMILY: Family = Family { name: "gemm_gpu", about: "contractions and convolutions in shared-memory tiles on the general cores", schedules, build };
 
 const THREADS: i64 = 256;
-/// Contracted elements of a tile.
+/// Contracted elements of a tile where there are tiles enough to hide the way to memory; otherwise more.
 const BK: i64 = 16;
 
 /// The sizes a contraction has.
@@ -56,7 +56,8 @@ fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule
         // Two blocks share a multiprocessor; a larger tile reads less for what it computes.
         let waves = (tiles + 2 * i64::from(gpu.sms) - 1) / (2 * i64::from(gpu.sms));
         let cost = waves * (rows * cols * 8 + rows + cols);
-        found.push((cost, Schedule::new("gemm_gpu", &[("rows", rows), ("cols", cols)])));
+        let deep = if tiles < 2 * i64::from(gpu.sms) && rows * cols == 1 && known(s.k, 256) >= 4 * BK { 4 * BK } else { BK };
+        found.push((cost, Schedule::new("gemm_gpu", &[("rows", rows), ("cols", cols), ("bk", deep)])));
     }
     found.sort_by_key(|f| f.0);
     found.into_iter().map(|f| f.1).collect()
@@ -73,6 +74,8 @@ struct Side {
     /// Whether neighbouring threads take neighbours along the contracted axis.
     along_k: bool,
     lanes: i64,
+    /// Contracted elements of a tile.
+    bk: i64,
     /// Its two buffers, one after the other: `[k][size + 4]`.
     tile: Buf,
 }
@@ -83,13 +86,13 @@ impl Side {
     }
 
     fn count(&self) -> i64 {
-        self.size * BK / self.lanes / THREADS
+        self.size * self.bk / self.lanes / THREADS
     }
 
     /// Contracted index and own index of the `i`-th piece of this thread, inside the tile.
     fn piece(&self, b: &mut Builder, thread: Val, i: i64) -> (Val, Val) {
         let q = b.add_i(thread, i * THREADS);
-        let row = if self.along_k { BK / self.lanes } else { self.size / self.lanes };
+        let row = if self.along_k { self.bk / self.lanes } else { self.size / self.lanes };
         let (slow, fast) = (b.div_i(q, row), b.rem_i(q, row));
         let fast = b.mul_i(fast, self.lanes);
         if self.along_k { (fast, slow) } else { (slow, fast) }
@@ -112,7 +115,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let Product { region, packs } = product(region, facts).ok_or_else(unfit)?;
     let region = &region;
     let s = shape(region).ok_or_else(unfit)?;
-    let (p, rows, cols) = (s.p, schedule.knob("rows", 1), schedule.knob("cols", 1));
+    let (p, rows, cols, bk) = (s.p, schedule.knob("rows", 1), schedule.knob("cols", 1), schedule.knob("bk", BK));
     let mut b = builder(name, target);
     let mut env = Env::new(&mut b, region);
     *b.launch() = Launch { threads: THREADS as u32, min_ctas: 1, ..Launch::default() };
@@ -126,8 +129,8 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
         let along_k = if contiguous(region, id, axis) { false } else { natural_k || contiguous(region, id, p) };
         let (inner, extent) = if along_k { (p, s.k) } else { (axis, &region.space[axis]) };
         let lanes = if fours(env, id, inner, extent) { 4 } else { 1 };
-        let tile = b.shared(s.acc, (2 * BK * (size + 4)) as u64);
-        Side { id, axis, extent: val, size, along_k, lanes, tile }
+        let tile = b.shared(s.acc, (2 * bk * (size + 4)) as u64);
+        Side { id, axis, extent: val, size, along_k, lanes, bk, tile }
     };
     let lhs = side(&mut b, &env, s.lhs, p - 2, m, 64 * rows, true);
     let rhs = side(&mut b, &env, s.rhs, p - 1, n, 64 * cols, false);
@@ -204,19 +207,19 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     stash(&mut b, &lhs, zero, &av);
     stash(&mut b, &rhs, zero, &bv);
     b.barrier();
-    let accs = b.for_(zero, k, BK, &vec![none; count], |b, k0, accs| {
-        let ahead = b.add_i(k0, BK);
+    let accs = b.for_(zero, k, bk, &vec![none; count], |b, k0, accs| {
+        let ahead = b.add_i(k0, bk);
         let (av, bv) = (fetch(b, &mut env, &lhs, m0, ahead), fetch(b, &mut env, &rhs, n0, ahead));
         // Even tiles are in the first half, odd ones in the second.
-        let turn = b.div_i(k0, BK);
+        let turn = b.div_i(k0, bk);
         let turn = b.rem_i(turn, 2);
         let other = b.index(1);
         let other = b.sub(other, turn);
-        let half = |b: &mut Builder, x: &Side, t: Val| b.mul_i(t, BK * x.pitch());
+        let half = |b: &mut Builder, x: &Side, t: Val| b.mul_i(t, bk * x.pitch());
         let (lh, rh) = (half(b, &lhs, turn), half(b, &rhs, turn));
         let (lt, rt) = (b.add(lh, ty), b.add(rh, tx));
         let mut accs = accs.to_vec();
-        for kk in 0..BK {
+        for kk in 0..bk {
             let a: Vec<Val> = (0..rows)
                 .map(|q| {
                     let i = b.add_i(lt, kk * lhs.pitch() + 64 * q);

@@ -236,11 +236,11 @@ impl Writer<'_> {
         if left { (&self.lhs, self.m0) } else { (&self.rhs, self.n0) }
     }
 
-    /// Row and chunk of the `i`-th piece of this thread in a tile.
-    fn piece(&self, b: &mut Builder, x: &Side, i: i64) -> (Val, Val) {
-        let q = b.add_i(self.thread, i * self.t.threads());
+    /// Row and chunk of this thread's first piece of a tile, and the rows from one piece to the next: a multiple of 8, so that
+    /// all have the same permutation.
+    fn piece(&self, b: &mut Builder, x: &Side) -> (Val, Val, i64) {
         let per = x.row_len(self.t) / CHUNK;
-        (b.div_i(q, per), b.rem_i(q, per))
+        (b.div_i(self.thread, per), b.rem_i(self.thread, per), self.t.threads() / per)
     }
 
     fn pieces_of(&self, x: &Side) -> i64 {
@@ -262,12 +262,14 @@ impl Writer<'_> {
         let How::Copied(buf, at, guard) = &x.how else { return };
         let (buf, at, guard, tile, extent) = (*buf, at.clone(), *guard, x.tile, x.extent);
         let base = b.mul_i(stage, x.len(self.t));
+        let (row, chunk, rows) = self.piece(b, x);
+        let to = x.place(b, row, chunk, self.t);
+        let to = b.add(base, to);
+        let along = b.mul_i(chunk, CHUNK);
         for i in 0..self.pieces_of(x) {
             let (x, _) = self.side(left);
-            let (row, chunk) = self.piece(b, x, i);
-            let to = x.place(b, row, chunk, self.t);
-            let to = b.add(base, to);
-            let along = b.mul_i(chunk, CHUNK);
+            let offset = i * rows * x.row_len(self.t);
+            let row = b.add_i(row, i * rows);
             let (own, kk) = if x.along_k { (row, along) } else { (along, row) };
             let (own, kk) = (b.add(own, first), b.add(kk, k0));
             let (in_own, in_k) = (b.lt(own, extent), b.lt(kk, self.k));
@@ -279,7 +281,7 @@ impl Writer<'_> {
                 inside = b.and(inside, g);
             }
             let from = self.env.index(b, &at, &mut point);
-            b.word(Op::Mma(M::CpAsync { n: CHUNK as u8 }), &[to, from, inside], &[tile, buf], vec![], &[]);
+            b.word(Op::Mma(M::CpAsync { n: CHUNK as u8, offset }), &[to, from, inside], &[tile, buf], vec![], &[]);
         }
     }
 
@@ -289,11 +291,12 @@ impl Writer<'_> {
         let How::Evaluated(lanes) = x.how else { return vec![] };
         let (dtype, along_k, own_axis) = (x.dtype, x.along_k, x.axis);
         let mut chunks = vec![];
+        let (row, chunk, rows) = self.piece(b, x);
+        let start = b.mul_i(chunk, CHUNK);
         for i in 0..self.pieces_of(x) {
             let (x, _) = self.side(left);
-            let (row, chunk) = self.piece(b, x, i);
+            let row = b.add_i(row, i * rows);
             let (extent, id) = (x.extent, x.id);
-            let start = b.mul_i(chunk, CHUNK);
             let mut elems = vec![];
             for part in (0..CHUNK).step_by(lanes) {
                 let along = b.add_i(start, part);
@@ -327,10 +330,11 @@ impl Writer<'_> {
     fn stash(&self, b: &mut Builder, left: bool, stage: Val, chunks: &[Val]) {
         let (x, _) = self.side(left);
         let base = b.mul_i(stage, x.len(self.t));
+        let (row, chunk, rows) = self.piece(b, x);
+        let to = x.place(b, row, chunk, self.t);
+        let to = b.add(base, to);
         for (i, v) in chunks.iter().enumerate() {
-            let (row, chunk) = self.piece(b, x, i as i64);
-            let to = x.place(b, row, chunk, self.t);
-            let to = b.add(base, to);
+            let to = b.add_i(to, i as i64 * rows * x.row_len(self.t));
             b.store(x.tile, to, *v);
         }
     }
@@ -346,28 +350,27 @@ impl Writer<'_> {
         let middle = b.div_i(self.lane, 8);
         let middle = b.rem_i(middle, 2);
         let (own8, k8) = if left { (middle, high) } else { (high, middle) };
-        let trans = !x.along_k;
+        // Sixteen rows further on the permutation is the same.
+        let s = x.swizzle(b, low, self.t);
+        let up = b.mul_i(if x.along_k { own8 } else { k8 }, 8);
+        let row = b.add(low, up);
+        let row = if x.along_k { b.add(row, warp) } else { row };
+        let row = b.mul_i(row, x.row_len(self.t));
         (0..count)
             .map(|j| {
-                let (row, chunk) = if x.along_k {
-                    let up = b.mul_i(own8, 8);
-                    let row = b.add(low, up);
-                    let row = b.add(row, warp);
-                    (b.add_i(row, 16 * j), b.add_i(k8, 2 * step))
+                let (chunk, rows) = if x.along_k {
+                    (b.add_i(k8, 2 * step), 16 * j)
                 } else {
-                    let up = b.mul_i(k8, 8);
-                    let row = b.add(low, up);
                     let chunk = b.div_i(warp, CHUNK);
                     let chunk = b.add(chunk, own8);
-                    (b.add_i(row, 16 * step), b.add_i(chunk, 2 * j))
+                    (b.add_i(chunk, 2 * j), 16 * step)
                 };
-                // Sixteen rows further on the permutation is the same.
-                let s = x.swizzle(b, low, self.t);
                 let chunk = b.xor(chunk, s);
-                let (row, chunk) = (b.mul_i(row, x.row_len(self.t)), b.mul_i(chunk, CHUNK));
+                let chunk = b.mul_i(chunk, CHUNK);
                 let at = b.add(row, chunk);
                 let at = b.add(base, at);
-                b.word(Op::Mma(M::LdMatrix { trans }), &[at], &[x.tile], vec![], &[Ty::Frag(x.dtype, 8)])[0]
+                let word = M::LdMatrix { trans: !x.along_k, offset: rows * x.row_len(self.t) };
+                b.word(Op::Mma(word), &[at], &[x.tile], vec![], &[Ty::Frag(x.dtype, 8)])[0]
             })
             .collect()
     }

@@ -2,23 +2,23 @@
 use super::{
     ArgFacts, Built, CpuShape, Family, KernelError, builder, cost,
     expr::{Env, Point},
-    nest::Walk,
+    nest::{THREADS, Walk},
 };
 use crate::{
     targets::Target,
-    tile::{Access, Val},
+    tile::{Access, Builder, Val},
 };
 use pavage_ir::{DType, Dim, Heart, Region, Scalar, ScalarFn, Schedule};
 
 /// Maps to packed elements.
 pub const FAMILY: Family = Family { name: "packed", about: "expressions whose results share bytes, a byte of results at a time", schedules, build };
 
-fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
+fn schedules(region: &Region, _: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let [out] = region.outputs.as_slice() else { return vec![] };
     let axes: Vec<Dim> = (0..region.space.len()).map(Dim::axis).collect();
     let in_order = Env::flat(&region.space, &axes) == Env::flat(&out.ty.shape, &out.index);
     let whole = region.space.iter().cloned().product::<Dim>() == out.ty.count();
-    let fits = region.heart == Heart::Map && out.ty.dtype.is_packed() && in_order && whole && matches!(target, Target::Cpu(_));
+    let fits = region.heart == Heart::Map && out.ty.dtype.is_packed() && in_order && whole;
     if fits { vec![Schedule::new("packed", &[])] } else { vec![] }
 }
 
@@ -35,8 +35,8 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
     let sizes: Vec<Val> = region.space.iter().map(|d| env.size(&mut b, d)).collect();
     let n = env.size(&mut b, &count);
     let last = b.add_i(n, -1);
-    let (lo, hi) = (b.lo(), b.hi());
-    b.for_(lo, hi, 1, &[], |b, at, _| {
+    let bytes = count.ceil_div(&Dim::from(per));
+    let mut write = |b: &mut Builder, at: Val| {
         let mut byte = b.constant(Scalar::I(0), DType::U8);
         for part in 0..per {
             let k = b.index(per);
@@ -61,9 +61,25 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
             byte = b.map(ScalarFn::Or, &[byte, up]);
         }
         b.store(to, at, byte);
+    };
+    if matches!(target, Target::Gpu(_)) {
+        b.launch().threads = THREADS as u32;
+        let (block, thread) = (b.block_id(0), b.thread_id());
+        let first = b.mul_i(block, THREADS);
+        let at = b.add(first, thread);
+        // The last byte is begun.
+        let end = b.mul_i(at, per);
+        let inside = b.map(ScalarFn::Le, &[end, last]);
+        b.when(inside, |b| write(b, at));
+        let grid = [bytes.ceil_div(&Dim::from(THREADS)), Dim::one(), Dim::one()];
+        return Ok(Built::new(b.finish(), schedule, env.dims, Walk { cpu: None, grid: Some(grid) }));
+    }
+    let (lo, hi) = (b.lo(), b.hi());
+    b.for_(lo, hi, 1, &[], |b, at, _| {
+        write(b, at);
         vec![]
     });
     let unit_ps = Dim::from(cost::point_ps(region, &[out.expr]) * 8 * per);
-    let shape = CpuShape { extent: count.ceil_div(&Dim::from(per)), grain: cost::grain(&unit_ps), unit_ps, scratch: Dim::ZERO };
+    let shape = CpuShape { extent: bytes, grain: cost::grain(&unit_ps), unit_ps, scratch: Dim::ZERO };
     Ok(Built::new(b.finish(), schedule, env.dims, Walk { cpu: Some(shape), grid: None }))
 }

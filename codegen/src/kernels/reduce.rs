@@ -55,15 +55,24 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     // Several vectors of rows side by side, where memory lies so: whole cache lines at each step.
     let wide = if across > 1 && axis_good > 0 && flat.space[axis].as_const().is_none_or(|n| n >= 4 * across as i64) { 4 } else { 1 };
     let across = Schedule::new("reduce", &[("along", 0), ("axis", axis as i64), ("lanes", across as i64), ("wide", wide)]);
-    let gpu_row = |n: Option<i64>| Schedule::new("reduce", &[("along", 1), ("threads", if n.is_some_and(|n| n <= 1024) { 32 } else { THREADS })]);
+    let gpu_row = |threads: i64| Schedule::new("reduce", &[("along", 1), ("threads", threads)]);
     match target {
         Target::Cpu(_) if along_pays => vec![along, across],
         Target::Cpu(_) => vec![across],
         Target::Gpu(_) if along_pays && extent.is_none_or(|n| n >= 16) => {
             let total: Dim = axes.iter().cloned().product();
-            vec![gpu_row(total.as_const()), across]
+            vec![gpu_row(if total.as_const().is_some_and(|n| n <= 1024) { 32 } else { THREADS }), across]
         }
-        Target::Gpu(_) => vec![across],
+        Target::Gpu(gpu) => {
+            // A thread a row leaves the machine empty when there are few long rows: threads share a row then, wherever it lies.
+            let guess = |dims: &[Dim], size: i64| dims.iter().map(|d| d.as_const().unwrap_or(size)).product::<i64>();
+            let (rows, long) = (guess(&flat.space, 1), guess(axes, 256));
+            if rows < 64 * i64::from(gpu.sms) && long >= 64 {
+                vec![gpu_row(if rows > i64::from(gpu.sms) { 32 } else { THREADS }), across]
+            } else {
+                vec![across]
+            }
+        }
     }
 }
 

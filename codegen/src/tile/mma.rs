@@ -21,6 +21,8 @@ pub enum MmaWord {
     CpAsync {
         /// Elements of one thread: 4, 8 or 16 bytes.
         n: u8,
+        /// Constant part of the destination's element index.
+        offset: i64,
     },
     /// Close the group of asynchronous copies issued so far by this thread.
     CpAsyncCommit,
@@ -34,6 +36,8 @@ pub enum MmaWord {
     LdMatrix {
         /// Each thread gets the elements across the diagonal.
         trans: bool,
+        /// Constant part of the element index.
+        offset: i64,
     },
     /// `acc + a * b` over 16 contracted elements (warp). args: accumulator strip of `n` columns, a, then `n / 16` fragments of b.
     Mma,
@@ -56,9 +60,9 @@ impl MmaWord {
     /// The attributes in text.
     pub fn attrs(&self) -> Vec<(&'static str, String)> {
         match self {
-            M::CpAsync { n } => vec![("n", n.to_string())],
+            M::CpAsync { n, offset } => vec![("n", n.to_string()), ("offset", offset.to_string())],
             M::CpAsyncWait { pending } => vec![("pending", pending.to_string())],
-            M::LdMatrix { trans } => vec![("trans", trans.to_string())],
+            M::LdMatrix { trans, offset } => vec![("trans", trans.to_string()), ("offset", offset.to_string())],
             M::CpAsyncCommit | M::Mma => vec![],
         }
     }
@@ -70,10 +74,10 @@ impl MmaWord {
             text.parse().map_err(|_| format!("`{key}={text}` is not in range"))
         }
         Ok(Some(match name {
-            "cp_async" => M::CpAsync { n: get(attrs, "n")? },
+            "cp_async" => M::CpAsync { n: get(attrs, "n")?, offset: get(attrs, "offset")? },
             "cp_async_commit" => M::CpAsyncCommit,
             "cp_async_wait" => M::CpAsyncWait { pending: get(attrs, "pending")? },
-            "ldmatrix" => M::LdMatrix { trans: get(attrs, "trans")? },
+            "ldmatrix" => M::LdMatrix { trans: get(attrs, "trans")?, offset: get(attrs, "offset")? },
             "mma" => M::Mma,
             _ => return Ok(None),
         }))
@@ -88,7 +92,7 @@ impl MmaWord {
     pub fn check(&self, args: &[Ty], bufs: &[&BufInfo], results: &[Ty]) -> Result<(), String> {
         let half = |d: DType| if matches!(d, DType::F16 | DType::BF16) { Ok(()) } else { Err(format!("elements must be f16 or bf16, not {d}")) };
         match self {
-            M::CpAsync { n } => {
+            M::CpAsync { n, .. } => {
                 let ([to, from], []) = (bufs, results) else { return Err("takes two buffers and gives nothing".to_owned()) };
                 if to.space != Space::Shared || from.space != Space::Global || to.dtype != from.dtype {
                     return Err("copies from global to shared memory, elements of one dtype".to_owned());

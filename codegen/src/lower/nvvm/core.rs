@@ -24,7 +24,10 @@ impl<'k> Lower<'k> {
                 let regs = self.raw(s.args[0]);
                 if packed(from) == packed(to) && from.lanes() == to.lanes() {
                     let t = if packed(to) { "i32" } else { llty(to.dtype()) };
-                    let regs = regs.iter().map(|r| self.e.conv("bitcast", r, t)).collect();
+                    let mut regs: Vec<Reg> = regs.iter().map(|r| self.e.conv("bitcast", r, t)).collect();
+                    if to.dtype().is_packed() {
+                        regs = regs.iter().map(|r| self.wrap(r, to.dtype())).collect();
+                    }
                     self.bind(s.results[0], regs);
                 } else {
                     return self.unsupported("bitcast", format!("{from} to {to}"));

@@ -89,6 +89,9 @@ impl Lower<'_> {
     pub(super) fn load(&mut self, s: &Stmt, offset: i64) -> Lowered {
         let (b, out) = (s.bufs[0], s.results[0]);
         let d = self.buf(b).dtype;
+        if d.is_packed() {
+            return self.load_packed(s, offset);
+        }
         if self.sub_byte(d) {
             return self.unsupported("load", format!("of {d}"));
         }
@@ -115,6 +118,33 @@ impl Lower<'_> {
             regs.extend(self.load_words(&q, words, size == 8, invariant, chunk));
         }
         self.bind_words(out, d, regs);
+        Ok(())
+    }
+
+    /// Elements that share bytes: from an index on, or at each index.
+    fn load_packed(&mut self, s: &Stmt, offset: i64) -> Lowered {
+        let (b, n) = (s.bufs[0], self.ty(s.results[0]).lanes());
+        let indices = self.raw(s.args[0]);
+        let masks = s.args.get(1).map(|m| self.raw(*m));
+        let mut lanes = vec![];
+        for l in 0..n {
+            let index = self.e.int_to(&indices[if indices.len() == 1 { 0 } else { l }], "i64");
+            let at = self.e.int2c("add", &index, offset + if indices.len() == 1 { l as i64 } else { 0 });
+            let Some(masks) = &masks else {
+                lanes.push(self.packed_element(b, &at));
+                continue;
+            };
+            let r = Reg { name: self.e.fresh(), ty: "i8" };
+            self.e.line(format!("{r} = scf.if {} -> (i8) {{", masks[if masks.len() == 1 { 0 } else { l }]));
+            let x = self.packed_element(b, &at);
+            self.e.line(format!("scf.yield {x} : i8"));
+            self.e.line("} else {");
+            let zero = self.zero("i8");
+            self.e.line(format!("scf.yield {zero} : i8"));
+            self.e.line("}");
+            lanes.push(r);
+        }
+        self.bind_elems(s.results[0], lanes);
         Ok(())
     }
 
@@ -298,6 +328,9 @@ impl Lower<'_> {
 
     pub(super) fn gather(&mut self, s: &Stmt, offset: i64) -> Lowered {
         let (b, d) = (s.bufs[0], self.buf(s.bufs[0]).dtype);
+        if d.is_packed() {
+            return self.load_packed(s, offset);
+        }
         if self.sub_byte(d) {
             return self.unsupported("gather", format!("of {d}"));
         }

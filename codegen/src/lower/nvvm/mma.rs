@@ -9,9 +9,9 @@ impl Lower<'_> {
         match w {
             M::CpAsyncCommit => self.e.line("nvvm.cp.async.commit.group"),
             M::CpAsyncWait { pending } => self.e.line(format!("nvvm.cp.async.wait.group {pending}")),
-            M::CpAsync { n } => {
+            M::CpAsync { n, offset } => {
                 let bytes = self.buf(s.bufs[0]).dtype.bytes(usize::from(*n));
-                let (to, _) = self.element(s.bufs[0], s.args[0], 0);
+                let (to, _) = self.element(s.bufs[0], s.args[0], *offset);
                 let (from, _) = self.element(s.bufs[1], s.args[1], 0);
                 let inside = self.scalar(s.args[2]);
                 let (all, none) = (self.e.i32(bytes as i64), self.e.i32(0));
@@ -20,8 +20,8 @@ impl Lower<'_> {
                 let cache = if bytes == 16 { "cg" } else { "ca" };
                 self.e.line(format!("nvvm.cp.async.shared.global {to}, {from}, {bytes}, cache = {cache}, {size} : {}, {}, i32", to.ty, from.ty));
             }
-            M::LdMatrix { trans } => {
-                let (p, _) = self.element(s.bufs[0], s.args[0], 0);
+            M::LdMatrix { trans, offset } => {
+                let (p, _) = self.element(s.bufs[0], s.args[0], *offset);
                 let layout = if *trans { "col" } else { "row" };
                 let st = "!llvm.struct<(i32, i32, i32, i32)>";
                 let r = self.e.op(

@@ -10,6 +10,7 @@ mod hopper;
 pub(crate) mod math;
 mod memory;
 mod mma;
+mod narrow;
 mod scalar;
 
 use super::LowerError;

@@ -211,10 +211,11 @@ impl Lower<'_> {
     /// `Scalar::cast` on a register; 16-bit floats are `f32` on both sides.
     pub(super) fn convert(&mut self, r: &Reg, from: DType, to: DType) -> Lowered<Reg> {
         let wide = |d: DType| if matches!(d, DType::F16 | DType::BF16) { "f32" } else { llty(d) };
-        for d in [from, to] {
-            if d.is_mini() || d.is_packed() || d == DType::Str {
-                return self.unsupported("cast", format!("{from} to {to}"));
-            }
+        if from == DType::Str || to == DType::Str {
+            return self.unsupported("cast", format!("{from} to {to}"));
+        }
+        if [from, to].iter().any(|d| d.is_mini() || d.is_packed()) {
+            return self.convert_narrow(r, from, to);
         }
         let e = &mut self.e;
         let t = wide(to);

@@ -27,13 +27,13 @@ pub(super) struct Copies {
 pub(super) fn run(m: &mut Machine<'_>, agent: usize, word: &M, s: &Stmt) -> Result<Progress, String> {
     let threads = m.agents[agent].threads;
     let data = match word {
-        M::CpAsync { n } => {
+        M::CpAsync { n, offset } => {
             let n = usize::from(*n);
             let dtype = m.kernel.buf(s.bufs[0]).dtype;
             let [to, from, inside] = [0, 1, 2].map(|i| m.value(agent, s.args[i]).cloned());
             let (to, from, inside) = (to?, from?, inside?);
             for t in m.active(agent) {
-                let to = aligned(m, agent, s.bufs[0], to.int(t), n, t)?;
+                let to = aligned(m, agent, s.bufs[0], to.int(t) + offset, n, t)?;
                 let from = if inside.bool(t) { Some(aligned(m, agent, s.bufs[1], from.int(t), n, t)?) } else { None };
                 for i in 0..n {
                     m.memory.write(to, dtype, i, Scalar::F(f64::NAN).cast(dtype));
@@ -65,7 +65,7 @@ pub(super) fn run(m: &mut Machine<'_>, agent: usize, word: &M, s: &Stmt) -> Resu
             }
             return Ok(Progress::Done);
         }
-        M::LdMatrix { trans } => {
+        M::LdMatrix { trans, offset } => {
             m.whole_warps(agent)?;
             let dtype = m.kernel.buf(s.bufs[0]).dtype;
             let index = m.value(agent, s.args[0])?.clone();
@@ -75,7 +75,7 @@ pub(super) fn run(m: &mut Machine<'_>, agent: usize, word: &M, s: &Stmt) -> Resu
                     let (row, col) = (t % 32 / 4, 2 * (t % 4) + i % 2);
                     let (row, col) = if *trans { (col, row) } else { (row, col) };
                     let holder = t / 32 * 32 + 8 * (i / 2) + row;
-                    let place = aligned(m, agent, s.bufs[0], index.int(holder), 8, t)?;
+                    let place = aligned(m, agent, s.bufs[0], index.int(holder) + offset, 8, t)?;
                     out.put(t * 8 + i, m.memory.read(place, dtype, col));
                 }
             }
