@@ -1,4 +1,5 @@
 //! One of ONNX's node tests: compiled the ordinary way, run with both plans, compared as the suite compares.
+#![allow(dead_code, reason = "the example that packs tests for a GPU uses the readers alone")]
 use pavage::{
     CompileOptions, Device, Options, Source, compile,
     frontend::onnx::{
@@ -30,14 +31,14 @@ pub(crate) struct Verdict {
 
 /// Outputs may differ from the expected values by `absolute + relative * |expected|`.
 #[derive(Clone, Copy)]
-struct Tolerance {
-    relative: f64,
-    absolute: f64,
+pub(crate) struct Tolerance {
+    pub(crate) relative: f64,
+    pub(crate) absolute: f64,
 }
 
 impl Tolerance {
     /// What the test says of itself.
-    fn of(folder: &Path) -> Result<Tolerance, String> {
+    pub(crate) fn of(folder: &Path) -> Result<Tolerance, String> {
         let text = std::fs::read_to_string(folder.join("meta.json")).map_err(say)?;
         let meta: serde_json::Value = serde_json::from_str(&text).map_err(say)?;
         let number = |key: &str| meta[key].as_f64().ok_or_else(|| format!("meta.json has no {key}"));
@@ -62,15 +63,15 @@ impl Tolerance {
 }
 
 /// Values by the name of their port.
-type Values = BTreeMap<String, Value>;
+pub(crate) type Values = BTreeMap<String, Value>;
 
 /// Inputs and expected outputs.
-struct DataSet {
-    inputs: Values,
-    outputs: Values,
+pub(crate) struct DataSet {
+    pub(crate) inputs: Values,
+    pub(crate) outputs: Values,
 }
 
-fn say(e: impl Display) -> String {
+pub(crate) fn say(e: impl Display) -> String {
     let text = e.to_string();
     let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
     // An error may list many things, a line each, under a heading.
@@ -80,7 +81,7 @@ fn say(e: impl Display) -> String {
     lines.join("; ")
 }
 
-fn data_sets(folder: &Path, ports: &Ports) -> Result<Vec<DataSet>, String> {
+pub(crate) fn data_sets(folder: &Path, ports: &Ports) -> Result<Vec<DataSet>, String> {
     let read = |set: &Path, what: &str, ports: &[(String, Kind)]| -> Result<Values, String> {
         let mut all = Values::new();
         for (i, (name, kind)) in ports.iter().enumerate() {
@@ -102,7 +103,7 @@ type PortType = (DType, Vec<Option<usize>>);
 
 /// The tensor that an input or output of the graph is. Here is the place where sequences and optionals meet the ports
 /// that stand for them in a graph: `x.data` and `x.shapes`, `x.present`.
-fn at_port(values: &Values, port: &str, (dtype, extents): &PortType) -> Result<Tensor, String> {
+pub(crate) fn at_port(values: &Values, port: &str, (dtype, extents): &PortType) -> Result<Tensor, String> {
     if let Some(Value::Tensor(t)) = values.get(port) {
         return Ok(t.clone());
     }
@@ -134,7 +135,7 @@ fn at_port(values: &Values, port: &str, (dtype, extents): &PortType) -> Result<T
 }
 
 /// The name in the model of a port of its graph.
-fn base(port: &str) -> &str {
+pub(crate) fn base(port: &str) -> &str {
     [".present", ".data", ".shapes"].iter().find_map(|end| port.strip_suffix(end)).unwrap_or(port)
 }
 
@@ -166,12 +167,12 @@ fn evaluated(model: &Path, tolerance: Tolerance, sets: &[DataSet]) -> Result<(),
     Ok(())
 }
 
-fn to_runtime(t: &Tensor) -> Result<runtime::Tensor, String> {
+pub(crate) fn to_runtime(t: &Tensor) -> Result<runtime::Tensor, String> {
     let dtype = pavage_codegen::wire::dtype(t.dtype()).ok_or("data: no such dtype at run time")?;
     runtime::Tensor::from_bytes(dtype, t.shape(), t.bytes()).map_err(say)
 }
 
-fn dtype_of(dtype: runtime::DType) -> Result<DType, String> {
+pub(crate) fn dtype_of(dtype: runtime::DType) -> Result<DType, String> {
     DType::ALL.iter().copied().find(|d| pavage_codegen::wire::dtype(*d) == Some(dtype)).ok_or_else(|| "data: no such dtype".into())
 }
 
