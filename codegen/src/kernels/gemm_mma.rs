@@ -45,8 +45,8 @@ impl Tile {
 
 /// Tiles worth trying, with blocks that share a multiprocessor and the pace of each relative to the fastest.
 const TILES: [(Tile, u32, f64); 5] = [
-    (Tile { bm: 128, bn: 256, wm: 64, wn: 64, bk: 32, stages: 4 }, 1, 1.0),
-    (Tile { bm: 128, bn: 128, wm: 64, wn: 64, bk: 32, stages: 4 }, 2, 0.97),
+    (Tile { bm: 128, bn: 256, wm: 64, wn: 64, bk: 64, stages: 3 }, 1, 1.0),
+    (Tile { bm: 128, bn: 128, wm: 64, wn: 64, bk: 32, stages: 4 }, 2, 0.92),
     (Tile { bm: 128, bn: 64, wm: 64, wn: 32, bk: 32, stages: 4 }, 2, 0.75),
     (Tile { bm: 64, bn: 64, wm: 32, wn: 32, bk: 32, stages: 4 }, 3, 0.5),
     (Tile { bm: 32, bn: 64, wm: 16, wn: 32, bk: 64, stages: 4 }, 3, 0.3),

@@ -14,7 +14,7 @@ impl Lower<'_> {
             return Ok(r.clone());
         }
         if from.is_mini() {
-            let wide = self.from_mini(r, from);
+            let wide = self.decoded_mini(r, from);
             return self.convert(&wide, DType::F32, to);
         }
         if from.is_packed() {
@@ -23,7 +23,7 @@ impl Lower<'_> {
         }
         if to.is_mini() {
             let wide = self.convert(r, from, DType::F32)?;
-            return Ok(self.to_mini(&wide, to));
+            return Ok(self.encoded_mini(&wide, to));
         }
         if from.is_float() {
             let v = self.convert(r, from, DType::I32)?;
@@ -59,7 +59,7 @@ impl Lower<'_> {
         self.wrap(&v, d)
     }
 
-    fn from_mini(&mut self, r: &Reg, d: DType) -> Reg {
+    fn decoded_mini(&mut self, r: &Reg, d: DType) -> Reg {
         debug_assert_eq!(llty(d), "i8");
         let e = &mut self.e;
         let wide = e.conv("zext", r, "i32");
@@ -101,7 +101,7 @@ impl Lower<'_> {
         e.select(&is_nan, &nan, &value)
     }
 
-    fn to_mini(&mut self, r: &Reg, d: DType) -> Reg {
+    fn encoded_mini(&mut self, r: &Reg, d: DType) -> Reg {
         let e = &mut self.e;
         let bits = e.conv("bitcast", r, "i32");
         let a_bits = e.int2c("and", &bits, 0x7fff_ffff);
