@@ -197,3 +197,30 @@ fn attention_is_found_in_its_parts() {
     let (fused, _) = check_for(source, cost::GPU);
     assert_eq!(fused, ["attention"]);
 }
+
+/// Operands that are scaled themselves, and a softmax in f32 of 16-bit products.
+#[test]
+fn attention_is_found_behind_conversions() {
+    let source = "graph @attention(%q: f16[n,5,64], %kt: f16[n,64,7], %v: f16[n,7,64], %m: f16[n,5,7]) where n in 1.. {
+  %c = const f16[1,1,1] {0.5}
+  %cq = broadcast[shape=[n,5,64]] %c : f16[n,5,64]
+  %qs = mul %q, %cq : f16[n,5,64]
+  %ck = broadcast[shape=[n,64,7]] %c : f16[n,64,7]
+  %ks = mul %kt, %ck : f16[n,64,7]
+  %s = matmul[out=f32] %qs, %ks : f32[n,5,7]
+  %mf = cast[to=f32] %m : f32[n,5,7]
+  %u = add %s, %mf : f32[n,5,7]
+  %0 = reduce[f=max,axes=[2]] %u : f32[n,5,1]
+  %1 = broadcast[shape=[n,5,7]] %0 : f32[n,5,7]
+  %2 = sub %u, %1 : f32[n,5,7]
+  %3 = exp %2 : f32[n,5,7]
+  %4 = reduce[f=sum,axes=[2]] %3 : f32[n,5,1]
+  %5 = broadcast[shape=[n,5,7]] %4 : f32[n,5,7]
+  %6 = div %3, %5 : f32[n,5,7]
+  %p = cast[to=f16] %6 : f16[n,5,7]
+  %7 = matmul[out=f16] %p, %v : f16[n,5,64]
+  return %7 as \"y\"
+}";
+    let (fused, _) = check_for(source, cost::GPU);
+    assert_eq!(fused, ["attention"]);
+}

@@ -131,29 +131,49 @@ fn saturating_cast(e: &Egraph, term: &Term) -> Vec<Build> {
     found
 }
 
-/// `softmax(scale * q k^T + mask) v` from its parts, whatever scales and masks the scores. Rounding differs: the parts
-/// round scores and probabilities to the tensor's dtype, `attention` keeps them wide.
+/// `softmax(scale * q k^T + mask) v` from its parts, whatever scales and masks the scores; q and k may be scaled themselves, and
+/// the softmax may be computed in a wider dtype. Rounding differs: the parts round scores and probabilities to their dtypes,
+/// `attention` keeps them wide.
 fn attention(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(Op::MatMul { out }) = op(term) else { return vec![] };
     let rank = e[term.args[0]].data.ty.rank();
     if e[term.args[0]].data.ty.dtype != *out || !out.is_float() {
         return vec![];
     }
-    let Some(scores) = softmax_of(e, term.args[0], rank - 1) else { return vec![] };
+    let Some(scores) = converted(e, term.args[0]).into_iter().find_map(|p| softmax_of(e, p, rank - 1)) else { return vec![] };
     let mut found = vec![];
-    for (scaled, mask) in masked(e, scores) {
+    for (scaled, mask) in converted(e, scores).into_iter().flat_map(|s| masked(e, s)) {
+        // A mask made narrower could overflow; one that was made wider goes back.
+        let mask = match mask.map(|m| converted(e, m).into_iter().find(|m| e[*m].data.ty.dtype == *out)) {
+            Some(None) => continue,
+            Some(found) => found,
+            None => None,
+        };
         for (product, scale) in scaled_by(e, scaled) {
             for node in nodes(e, product) {
                 let Some(Op::MatMul { .. }) = op(node) else { continue };
+                if e[node.args[0]].data.ty.dtype != *out {
+                    continue;
+                }
                 let mut swap: Vec<usize> = (0..rank).collect();
                 swap.swap(rank - 2, rank - 1);
-                let keys = Build::Op(Op::Transpose { perm: swap }, vec![Build::Class(node.args[1])]);
-                let operands = [Build::Class(node.args[0]), keys, Build::Class(term.args[1])].into_iter().chain(mask.map(Build::Class));
-                found.push(Build::Op(Op::Attention { scale: Real::new(scale) }, operands.collect()));
+                for (q, by_q) in scaled_by(e, node.args[0]) {
+                    for (k, by_k) in scaled_by(e, node.args[1]) {
+                        let keys = Build::Op(Op::Transpose { perm: swap.clone() }, vec![Build::Class(k)]);
+                        let operands = [Build::Class(q), keys, Build::Class(term.args[1])].into_iter().chain(mask.map(Build::Class));
+                        found.push(Build::Op(Op::Attention { scale: Real::new(scale * by_q * by_k) }, operands.collect()));
+                    }
+                }
             }
         }
     }
     found
+}
+
+/// A class, and the classes of floats that it is a conversion of.
+fn converted(e: &Egraph, id: Id) -> Vec<Id> {
+    let casts = nodes(e, id).filter(|n| matches!(op(n), Some(Op::Cast { .. })) && e[n.args[0]].data.ty.dtype.is_float());
+    [id].into_iter().chain(casts.map(|n| n.args[0])).collect()
 }
 
 /// The class whose softmax along the last axis `id` is.

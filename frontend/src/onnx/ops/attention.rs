@@ -162,7 +162,7 @@ pub(crate) fn attend(b: &mut Builder, [q, k, v]: [Val; 3], mask: &Mask, rule: &R
     }
     let (mut masked, mut blind) = (capped, None);
     let shape = vec![batch, heads, qs[2].clone(), keys];
-    if let Some(bias) = mask.bias(b, work)? {
+    if let Some(bias) = mask.bias(b, dtype)? {
         if mask.may_hide_all {
             let last = b.rank(bias).checked_sub(1).filter(|_| b.shape(bias).last() == shape.last());
             let Some(last) = last else { return invalid(format!("a mask of type {}", b.ty(bias))) };
@@ -170,6 +170,7 @@ pub(crate) fn attend(b: &mut Builder, [q, k, v]: [Val; 3], mask: &Mask, rule: &R
             blind = Some(b.with_number(Eq, top, f64::NEG_INFINITY)?);
         }
         let bias = b.broadcast_to(bias, &shape)?;
+        let bias = b.cast(bias, work)?;
         masked = b.map(Add, &[capped, bias])?;
     }
     // A row of minus infinities is all NaN here; its results are replaced below.

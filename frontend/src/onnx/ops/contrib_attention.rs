@@ -35,9 +35,9 @@ fn heads_of(cx: &Cx, name: &str) -> Res<Dim> {
     }
 }
 
-/// What `mask_index` or `key_padding_mask` adds to scores: `mask_filter_value` where a key is padding. Its forms: `[b, t]` and `[b, s, t]`,
+/// What `mask_index` or `key_padding_mask` adds to scores, in `dtype`: `mask_filter_value` where a key is padding. Its forms: `[b, t]` and `[b, s, t]`,
 /// 0 at padding; `[b]`, how many keys come first; `[2 b]`, where they end, then where they begin.
-fn padding(cx: &mut Cx, mask: Val, batch: &Dim, keys: &Dim) -> Res<Val> {
+fn padding(cx: &mut Cx, mask: Val, dtype: DType, batch: &Dim, keys: &Dim) -> Res<Val> {
     let mut shape = cx.shape(mask);
     let one = Dim::one;
     let seen = match shape.len() {
@@ -73,19 +73,19 @@ fn padding(cx: &mut Cx, mask: Val, batch: &Dim, keys: &Dim) -> Res<Val> {
         _ => return missing(format!("a mask of type {}", cx.ty(mask))),
     };
     let filter = cx.float("mask_filter_value", -10000.0)?;
-    let (open, closed) = (cx.scalar(DType::F32, 0.0), cx.scalar(DType::F32, filter));
+    let (open, closed) = (cx.scalar(dtype, 0.0), cx.scalar(dtype, filter));
     cx.pointwise(Select, &[seen, open, closed])
 }
 
 /// One attention without caches of its own: masks and scale as the attributes say, y as `[b, s, h * d]`.
 fn plain(cx: &mut Cx, [q, k, v]: [Val; 3], keep: Option<Val>, bias: Option<Val>, past: &Dim) -> Res<Val> {
-    let (qs, keys) = (cx.shape(q), cx.shape(k)[2].clone());
+    let (dtype, qs, keys) = (cx.dtype(q), cx.shape(q), cx.shape(k)[2].clone());
     let mut mask = Mask::default();
     if let Some(keep) = keep {
-        mask.added = Some(padding(cx, keep, &qs[0], &keys)?);
+        mask.added = Some(padding(cx, keep, dtype, &qs[0], &keys)?);
     }
     if let Some(bias) = bias {
-        let bias = cx.cast(bias, DType::F32)?;
+        let bias = cx.cast(bias, dtype)?;
         mask.added = Some(match mask.added {
             Some(other) => cx.pointwise(Add, &[other, bias])?,
             None => bias,
@@ -349,9 +349,10 @@ pub(crate) fn group_query_attention(cx: &mut Cx) -> Res<Vec<Val>> {
         let mut shape = cx.shape(bias);
         let axis = shape.len().saturating_sub(1);
         let gap = keys.clone() - shape.last().cloned().unwrap_or(Dim::one());
-        let mut bias = cx.cast(bias, DType::F32)?;
+        let dtype = cx.dtype(q);
+        let mut bias = cx.cast(bias, dtype)?;
         if !gap.is(0) && gap.is_nonneg() {
-            let (zero, lo) = (cx.scalar(DType::F32, 0.0), vec![Dim::ZERO; shape.len()]);
+            let (zero, lo) = (cx.scalar(dtype, 0.0), vec![Dim::ZERO; shape.len()]);
             let mut hi = lo.clone();
             hi[axis] = gap;
             shape[axis] = keys.clone();
