@@ -111,7 +111,7 @@ fn given_scale(cx: &Cx, depth: &Dim) -> Res<f64> {
 
 /// Columns `start..start + width` of the last axis.
 fn columns(b: &mut Builder, x: Val, start: &Dim, width: &Dim) -> Res<Val> {
-    let axis = b.rank(x) - 1;
+    let axis = b.rank(x).saturating_sub(1);
     b.slice_axis(x, axis, start.clone(), width.clone())
 }
 
@@ -248,6 +248,9 @@ pub(crate) fn rotary_embedding(cx: &mut Cx) -> Res<Vec<Val>> {
     if cx.float("scale", 1.0)? != 1.0 {
         return missing("the attribute `scale`");
     }
+    if cx.rank(cos) != 2 || cx.rank(sin) != 2 || cx.shape(cos)[1].is(0) {
+        return invalid(format!("cosines {} and sines {}", cx.ty(cos), cx.ty(sin)));
+    }
     let packed = cx.rank(x) == 3;
     let heads = if packed {
         let heads = match cx.int("num_heads", 0)? {
@@ -258,8 +261,8 @@ pub(crate) fn rotary_embedding(cx: &mut Cx) -> Res<Vec<Val>> {
     } else {
         x
     };
-    if cx.rank(heads) != 4 || cx.rank(cos) != 2 || cx.rank(sin) != 2 {
-        return invalid(format!("x is {}, the cosines {}", cx.ty(x), cx.ty(cos)));
+    if cx.rank(heads) != 4 {
+        return invalid(format!("x is {}", cx.ty(x)));
     }
     let shape = cx.shape(heads);
     let positions = if cx.rank(positions) == 2 {
@@ -347,8 +350,8 @@ pub(crate) fn group_query_attention(cx: &mut Cx) -> Res<Vec<Val>> {
     let mut mask = Mask::default();
     if let Some(bias) = cx.opt(10) {
         let mut shape = cx.shape(bias);
-        let axis = shape.len().saturating_sub(1);
-        let gap = keys.clone() - shape.last().cloned().unwrap_or(Dim::one());
+        let Some(axis) = shape.len().checked_sub(1) else { return invalid("added scores without axes") };
+        let gap = keys.clone() - shape[axis].clone();
         let dtype = cx.dtype(q);
         let mut bias = cx.cast(bias, dtype)?;
         if !gap.is(0) && gap.is_nonneg() {

@@ -135,33 +135,34 @@ pub(crate) fn lstm(cx: &mut Cx) -> Res<Vec<Val>> {
     rnn::lstm(cx)
 }
 
-/// Integers of `bits` bits, packed in bytes `[rows, bytes]` from the lowest up, as `[rows, count]` numbers of `dtype`.
-fn unpack(cx: &mut Cx, packed: Val, bits: i64, count: &Dim, dtype: DType) -> Res<Val> {
-    let shape = cx.shape(packed);
-    let each = Dim::from(8 / bits);
-    let full = shape[1].clone() * each.clone();
-    let nibbles = match (bits, cx.tensor(packed), shape[0].as_const(), full.as_const()) {
+/// Integers of `bits` bits, packed in `rows` times `bytes` bytes from the lowest bit up, as `[rows, count]` numbers in f32.
+fn unpack(cx: &mut Cx, packed: Val, bits: i64, [rows, bytes, count]: [i64; 3]) -> Res<Val> {
+    let d = |v: i64| Dim::from(v);
+    if cx.ty(packed).count() != d(rows * bytes) {
+        return invalid(format!("{rows} rows of {bytes} bytes in a tensor of type {}", cx.ty(packed)));
+    }
+    let full = bytes * (8 / bits);
+    let nibbles = match cx.tensor(packed) {
         // Constant nibbles stay nibbles.
-        (4, Some(t), Some(rows), Some(n)) => Some(Tensor::new(DType::U4, vec![rows as usize, n as usize], t.bytes().to_vec())),
+        Some(t) if bits == 4 => Tensor::new(DType::U4, vec![rows as usize, full as usize], t.bytes().to_vec()).ok(),
         _ => None,
     };
-    let values = match (bits, nibbles) {
-        (8, _) => cx.cast(packed, dtype)?,
-        (_, Some(Ok(t))) => {
-            let t = cx.constant(t);
-            cx.cast(t, dtype)?
-        }
-        _ => {
-            let bytes = cx.reshape(packed, vec![shape[0].clone(), shape[1].clone(), Dim::one()])?;
-            let shifts: Vec<Scalar> = (0..8 / bits).map(|i| Scalar::I((i * bits).into())).collect();
-            let shifts = cx.constant(Tensor::from_scalars(DType::U8, [shifts.len()], shifts));
-            let moved = cx.pointwise(Shr, &[bytes, shifts])?;
-            let low = cx.with_number(And, moved, ((1 << bits) - 1) as f64)?;
-            let low = cx.reshape(low, vec![shape[0].clone(), full.clone()])?;
-            cx.cast(low, dtype)?
-        }
+    let values = if let Some(t) = nibbles {
+        let t = cx.constant(t);
+        cx.cast(t, DType::F32)?
+    } else if bits == 8 {
+        let packed = cx.reshape(packed, vec![d(rows), d(bytes)])?;
+        cx.cast(packed, DType::F32)?
+    } else {
+        let packed = cx.reshape(packed, vec![d(rows), d(bytes), d(1)])?;
+        let shifts: Vec<Scalar> = (0..8 / bits).map(|i| Scalar::I((i * bits).into())).collect();
+        let shifts = cx.constant(Tensor::from_scalars(DType::U8, [shifts.len()], shifts));
+        let moved = cx.pointwise(Shr, &[packed, shifts])?;
+        let low = cx.with_number(And, moved, ((1 << bits) - 1) as f64)?;
+        let low = cx.reshape(low, vec![d(rows), d(full)])?;
+        cx.cast(low, DType::F32)?
     };
-    if full == *count { Ok(values) } else { cx.slice_axis(values, 1, Dim::ZERO, count.clone()) }
+    if full == count { Ok(values) } else { cx.slice_axis(values, 1, Dim::ZERO, d(count)) }
 }
 
 /// `MatMulNBits`: `a b^T` where b, `[n, blocks, bytes]`, has `bits` bits an element and a scale and zero point for each block along k.
@@ -181,16 +182,11 @@ pub(crate) fn matmul_nbits(cx: &mut Cx) -> Res<Vec<Val>> {
     }
     let dtype = cx.dtype(a);
     let d = |v: i64| Dim::from(v);
-    let b = cx.reshape(b, vec![d(n), d(blocks * block * bits / 8)])?;
-    let b = unpack(cx, b, bits, &d(blocks * block), DType::F32)?;
+    let b = unpack(cx, b, bits, [n, blocks * block * bits / 8, blocks * block])?;
     let b = cx.reshape(b, vec![d(n), d(blocks), d(block)])?;
     let column = [d(n), d(blocks), d(1)];
     let zero = match cx.opt(3) {
-        Some(zero) if cx.dtype(zero) == DType::U8 => {
-            let bytes = (blocks * bits + 7) / 8;
-            let zero = cx.reshape(zero, vec![d(n), d(bytes)])?;
-            unpack(cx, zero, bits, &d(blocks), DType::F32)?
-        }
+        Some(zero) if cx.dtype(zero) == DType::U8 => unpack(cx, zero, bits, [n, (blocks * bits + 7) / 8, blocks])?,
         Some(zero) => cx.cast(zero, DType::F32)?,
         None => cx.scalar(DType::F32, (1 << (bits - 1)) as f64),
     };
