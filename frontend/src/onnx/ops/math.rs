@@ -51,7 +51,18 @@ pub(crate) fn pow(cx: &mut Cx) -> Res<Vec<Val>> {
         }
         _ => cx.pointwise(ScalarFn::Pow, &[x, y])?,
     };
+    let out = if work == base { out } else { whole_power(cx, out, y)? };
     Ok(vec![cx.cast(out, base)?])
+}
+
+/// A power of an integer computed as a float: where the exponent is whole the result is too, whatever the last bit says.
+fn whole_power(cx: &mut Cx, power: Val, exponent: Val) -> Res<Val> {
+    let floor = cx.map(ScalarFn::Floor, &[exponent])?;
+    let whole = cx.map(ScalarFn::Eq, &[floor, exponent])?;
+    let upward = cx.with_number(ScalarFn::Ge, exponent, 0.0)?;
+    let whole = cx.map(ScalarFn::And, &[whole, upward])?;
+    let rounded = cx.map(ScalarFn::Round, &[power])?;
+    cx.pointwise(ScalarFn::Select, &[whole, rounded, power])
 }
 
 pub(crate) fn modulo(cx: &mut Cx) -> Res<Vec<Val>> {
