@@ -391,7 +391,9 @@ impl Former<'_> {
                 for a in 0..from.rank() {
                     if from.shape[a] != to.shape[a] {
                         let restores = reduced.contains(&a) && self.region_extent(&full[a]) == Some(&to.shape[a]) && at[a] == Dim::ZERO;
-                        if !restores {
+                        // A value of each element of the row (transposed, say) is repeated, not restored.
+                        let elements = at.iter().any(|c| c.any_atom(&|x| full[a].any_atom(&|y| x == y)));
+                        if !restores || elements {
                             return Err(Illegal::OffSpine("broadcast"));
                         }
                         coords[a] = full[a].clone();
