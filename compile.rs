@@ -9,7 +9,7 @@ use pavage_frontend::onnx::Model;
 use pavage_ir::{Dim, Graph, NodeKind, Region, program::Program, text};
 use pavage_passes::{
     self as passes, Ctx, build,
-    eqsat::{self, cost},
+    eqsat::{self, cost, extract::Search},
 };
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -148,13 +148,19 @@ fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, cpu:
 fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {
     let search = |g: &Graph| eqsat::optimise(g, ctx);
     let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
+    // Other searches over the same kernels, to compare with.
+    let other = |search| Ctx { search, costs: ctx.costs, ..Ctx::default() };
+    let (narrow, dice) = (other(Search::Beam(32)), other(Search::Random(1000)));
+    let (beam, random) = (|g: &Graph| eqsat::optimise(g, &narrow), |g: &Graph| eqsat::optimise(g, &dice));
     let planner: build::Planner = match plan {
         "unfused" => &build::unfused,
         "fused" if level == OptLevel::O0 => &build::unfused,
         "fused" if level == OptLevel::O1 => &greedy,
         "fused" => &search,
         "greedy" => &greedy,
-        other => return Err(Error::Request(format!("no plan is named `{other}`; there are fused, greedy and unfused"))),
+        "beam" => &beam,
+        "random" => &random,
+        other => return Err(Error::Request(format!("no plan is named `{other}`; there are fused, greedy, beam, random and unfused"))),
     };
     Ok(build::program(plan, graph, planner, ctx)?)
 }

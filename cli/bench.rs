@@ -192,6 +192,22 @@ fn launches<'a>(session: &mut Session, kernels: &'a [Kernel], feeds: &[(&str, &T
     Ok(rounds[0].iter().enumerate().filter_map(launch).collect())
 }
 
+/// Each launch of each plan as JSON: the kernel, what it does, its schedule (the last of its rules), measured and predicted.
+fn launches_json(sessions: &mut [Session], feeds: &[(&str, &Tensor)]) -> Result<Vec<Value>, Failure> {
+    let mut plans = Vec::new();
+    for session in sessions {
+        let kernels = session.plan().kernels.clone();
+        let times = launches(session, &kernels, feeds)?;
+        plans.push(times.iter().map(launch_json).collect());
+    }
+    Ok(plans)
+}
+
+fn launch_json(l: &Launch) -> Value {
+    let p = &l.kernel.provenance;
+    json!({ "kernel": l.kernel.name, "does": p.members, "rules": p.rules, "us": l.ns / 1e3, "predicted_us": p.predicted_ns / 1e3 })
+}
+
 /// What a fused kernel saves over the kernels that do its work one by one.
 pub(crate) struct Saving {
     name: String,
@@ -330,6 +346,7 @@ pub(crate) fn main(args: &Args) -> Done {
     let target = sessions[0].plan().target.clone();
 
     if args.json {
+        let launches = launches_json(&mut sessions, &feeds)?;
         let per_kernel = savings.iter().map(|s| {
             json!({
                 "kernel": s.name, "does": s.members, "unfused_us": s.unfused_ns / 1e3, "fused_us": s.fused_ns / 1e3,
@@ -341,7 +358,7 @@ pub(crate) fn main(args: &Args) -> Done {
             "device": args.model.device.to_string(), "target": target, "threads": args.model.threads,
             "inputs": sizes.collect::<serde_json::Map<_, _>>(), "arena_bytes": sessions[0].arena_bytes(),
             "plans": plans.iter().zip(&times).map(|(p, t)| t.to_json(p)).collect::<Vec<_>>(),
-            "kernels": per_kernel.collect::<Vec<_>>(),
+            "kernels": per_kernel.collect::<Vec<_>>(), "launches": launches,
         }));
     } else if !args.quiet {
         let shapes: Vec<String> = inputs.iter().map(|(n, t)| format!("{n}: {}{}", t.dtype(), text::shape(t.shape()))).collect();

@@ -8,6 +8,7 @@ mod compile;
 mod demo;
 mod difference;
 mod doctor;
+mod explain;
 mod inputs;
 mod inspect;
 mod load;
@@ -44,6 +45,8 @@ enum Verb {
     Compare(compare::Args),
     /// Show what an artifact or a model holds.
     Inspect(inspect::Args),
+    /// Say why each kernel of an artifact is what it is, or why two nodes are not one kernel.
+    Explain(explain::Args),
     /// List everything a model needs that Pavage lacks.
     Check(check::Args),
     /// Run named passes on IR text.
@@ -134,6 +137,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Bench(args) => bench::main(&args),
         Verb::Compare(args) => compare::main(&args),
         Verb::Inspect(args) => inspect::main(&args),
+        Verb::Explain(args) => explain::main(&args),
         Verb::Check(args) => check::main(&args),
         Verb::Opt(args) => opt::main(&args),
         Verb::Demo(args) => demo::main(&args),

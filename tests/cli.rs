@@ -61,6 +61,31 @@ fn compile_reports_and_inspect_shows_what_is_inside() {
 }
 
 #[test]
+fn explain_says_why() {
+    let dir = folder("explain");
+    let path = compiled(&dir);
+    let file = path.to_str().unwrap();
+    let all = pavage(["explain", file, "--json"]).exits(0).json();
+    let kernels = all.as_array().unwrap();
+    assert!(kernels.iter().all(|k| k["why"]["total_ns"].as_f64().unwrap() > 0.0), "{all}");
+    assert!(kernels.iter().any(|k| !k["why"]["runner_up"].is_null()), "{all}");
+    let one = pavage(["explain", file, "--kernel", "0"]).exits(0).stdout;
+    for part in ["nodes", "predicted", "runner-up", "launch"] {
+        assert!(one.contains(part), "no `{part}` in:\n{one}");
+    }
+    // Two nodes of different kernels, one of which reads the other.
+    let reader = kernels.iter().find(|k| k["why"]["apart"].is_array()).unwrap();
+    let producer = kernels.iter().find(|k| k["kernel"] == reader["why"]["apart"][0][0]).unwrap();
+    let (a, b) = (producer["nodes"][0].as_str().unwrap(), reader["nodes"][0].as_str().unwrap());
+    let why = pavage(["explain", file, "--why-not", a, b]).exits(0).stdout;
+    assert!(why.contains("reads") || why.contains("one kernel"), "{why}");
+    pavage(["explain", file, "--why-not", a, "no such node"]).exits(1);
+    pavage(["explain", file, "--kernel", "no such kernel"]).exits(1);
+    pavage(["explain", DIGITS]).exits(1);
+    assert!(pavage(["explain", file, "--diff", file]).exits(0).stdout.contains("the same kernels"));
+}
+
+#[test]
 fn verify_replays_each_fused_kernel() {
     let dir = folder("verify");
     let path = dir.join("digits.pav");

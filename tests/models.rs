@@ -47,7 +47,10 @@ fn run(file: &Path, golden: &str, tolerance: Tolerance, more: &[&str]) -> PathBu
 fn check(name: &str, golden: &str, tolerance: Tolerance) -> Option<PathBuf> {
     let file = model(name)?;
     let artifact = folder(&format!("model-{name}")).join("model.pav");
-    pavage(["compile".as_ref(), file.as_os_str(), "-o".as_ref(), artifact.as_os_str()]).exits(0);
+    let notes = pavage(["compile".as_ref(), file.as_os_str(), "-o".as_ref(), artifact.as_os_str()]).exits(0).stderr;
+    for limit in ["extraction kept", "equality saturation stopped"] {
+        assert!(!notes.contains(limit), "{name} hits a limit of the search: {notes}");
+    }
     run(&artifact, golden, tolerance, &["--plan", "unfused"]);
     let saved = run(&artifact, golden, tolerance, &["--plan", "fused", "--threads", "2"]);
     run(&file, golden, tolerance, &["--plan", "fused", "--threads", "1"]);

@@ -14,7 +14,7 @@ use crate::{
 use pavage_ir::{
     Dim, Region, Schedule, Sym, Tensor, TensorType,
     dim::Atom,
-    program::{Body, BufId, BufferKind, Origin, Program, Step},
+    program::{Body, BufId, BufferKind, Origin, Program, Step, Why},
 };
 use pavage_runtime::{self as rt, DimExpr, plan};
 use std::collections::BTreeMap;
@@ -202,6 +202,7 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
         ..plan::Manifest::default()
     };
     let mut tensors = Tensors::default();
+    let mut explanations: Vec<Vec<plan::Explanation>> = vec![];
     for (target, programs) in request.targets {
         let kernels = Kernels::build(programs, target, &request.tuned)?;
         let tiles = kernels.tiles();
@@ -216,13 +217,15 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
             }
         };
         for program in programs {
-            let mut out = PlanWriter { symbols: &symbols, all: &kernels, target, writer: &mut writer, tensors: &mut tensors, kernels: vec![] };
+            let mut out = PlanWriter { symbols: &symbols, all: &kernels, target, writer: &mut writer, tensors: &mut tensors, kernels: vec![], why: vec![] };
             let body = out.body(&program.body, &mut vec![])?;
+            explanations.push(out.why.iter().map(explanation).collect());
             let kernels = out.kernels;
             let predicted_ns = kernels.iter().map(|k| k.provenance.predicted_ns).sum();
             manifest.plans.push(plan::Plan { name: program.name.clone(), target: target.name().into(), code, cubin: None, kernels, body, predicted_ns });
         }
     }
+    writer.explain(&explanations)?;
     Ok(writer.to_bytes(manifest)?)
 }
 
@@ -256,6 +259,8 @@ struct PlanWriter<'a, 'w> {
     writer: &'a mut rt::Writer<'w>,
     tensors: &'a mut Tensors,
     kernels: Vec<plan::Kernel>,
+    /// Of each kernel.
+    why: Vec<Why>,
 }
 
 /// Buffers of one body as they are written: made when first named.
@@ -370,6 +375,7 @@ impl PlanWriter<'_, '_> {
         let kernel = self.kernel(region, unit, origin);
         let kernel = self.kernels.iter().position(|k| *k == kernel).unwrap_or_else(|| {
             self.kernels.push(kernel);
+            self.why.push(origin.why.clone());
             self.kernels.len() - 1
         });
         Ok(plan::Step::Launch { kernel: plan::KernelId(kernel as u32), args: ids, dims })
@@ -435,6 +441,20 @@ impl PlanWriter<'_, '_> {
                 predicted_ns: predicted(self.target, built),
             },
         }
+    }
+}
+
+fn explanation(why: &Why) -> plan::Explanation {
+    // Whole nanoseconds: these are predictions.
+    let price = &why.price;
+    plan::Explanation {
+        launch_ns: price.launch.round(),
+        arithmetic_ns: price.arithmetic.round(),
+        memory_ns: price.memory.round(),
+        total_ns: price.total.round(),
+        chain: why.chain.clone(),
+        runner_up: why.runner_up.as_ref().map(|(what, ns)| (what.clone(), ns.round())),
+        apart: why.apart.clone(),
     }
 }
 

@@ -63,8 +63,35 @@ pub enum BufferKind {
     Captured(BufId),
 }
 
+/// What a kernel is predicted to cost, in nanoseconds. Arithmetic and memory overlap: the total is less than the sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Price {
+    /// Starting it.
+    pub launch: f64,
+    /// Its operations.
+    pub arithmetic: f64,
+    /// Moving its operands and results.
+    pub memory: f64,
+    /// All of it.
+    pub total: f64,
+}
+
+/// Why a kernel is what it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Why {
+    /// The prediction that chose it.
+    pub price: Price,
+    /// For each op that rules made: the rules in order, the first applied to the model itself.
+    pub chain: Vec<String>,
+    /// The cheapest other way to the same result, the rest of the plan being as it is, and by how many nanoseconds the
+    /// plan would be dearer.
+    pub runner_up: Option<(String, f64)>,
+    /// Kernels whose results it reads, and why they are kernels of their own.
+    pub apart: Vec<(String, String)>,
+}
+
 /// Where a kernel comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Origin {
     /// Names of the model's nodes.
     pub sources: Vec<String>,
@@ -72,6 +99,8 @@ pub struct Origin {
     pub members: Vec<String>,
     /// Names of the rules that led here.
     pub rules: Vec<String>,
+    /// Why it is so.
+    pub why: Why,
 }
 
 /// One thing to do.

@@ -1,7 +1,7 @@
 //! Clusters to a program: an order for the kernels, a buffer for each value, steps for control flow.
 use crate::{
     Ctx, PassError,
-    eqsat::cost::Costs,
+    eqsat::cost::{self, Costs},
     form::form,
     fuse::{self, Cluster, Order},
     memory,
@@ -9,7 +9,7 @@ use crate::{
 use pavage_ir::{
     DType, Dim, Expr, Graph, Heart, NodeId, NodeKind, Op, Region, Sym, TensorType, Value,
     attr::ReduceFn,
-    program::{Body, BufId, BufferKind, Origin, Program, Step},
+    program::{Body, BufId, BufferKind, Origin, Program, Step, Why},
     region::RegionOutput,
 };
 use std::{
@@ -40,7 +40,8 @@ pub fn program(name: &str, graph: &Graph, planner: Planner, ctx: &Ctx) -> Result
 }
 
 fn plan(graph: &Graph, planner: Planner, outer: Outer, ctx: &Ctx) -> Result<Body, PassError> {
-    let (graph, clusters) = planner(graph)?;
+    let (graph, mut clusters) = planner(graph)?;
+    fuse::explain(&graph, &mut clusters, &ctx.costs);
     Builder { graph: &graph, planner, body: Body::default(), bufs: BTreeMap::new(), outer, ctx }.body(clusters)
 }
 
@@ -221,7 +222,7 @@ impl<'a> Builder<'a> {
         sources.sort();
         sources.dedup();
         let members = members.iter().filter_map(|m| self.graph.op(*m)).map(|op| op.mnemonic().to_string()).collect();
-        Origin { sources, members, rules: rules.to_vec() }
+        Origin { sources, members, rules: rules.to_vec(), why: Why::default() }
     }
 
     fn keep_members(&self, c: &Cluster) {
@@ -248,8 +249,9 @@ impl<'a> Builder<'a> {
                 }
                 let args = c.formed.args.iter().map(|v| self.buf(*v)).collect();
                 let outputs = c.formed.outputs.iter().map(|v| self.fresh(*v)).collect();
-                let origin = self.origin(&c.members, &c.rules);
+                let mut origin = self.origin(&c.members, &c.rules);
                 self.keep_members(&c);
+                origin.why = Why { price: cost::price(&c.formed.region, &self.ctx.costs), ..c.why };
                 self.body.steps.push(Step::Run { region: c.formed.region, args, outputs, origin });
             }
             Task::Node(id) => self.node(id)?,

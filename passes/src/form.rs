@@ -97,7 +97,7 @@ pub fn is_opaque(op: &Op) -> bool {
 }
 
 /// Form one region of `members` (topologically sorted) that gives `outputs`.
-pub fn form(graph: &Graph, members: &[NodeId], outputs: &[Value]) -> Result<Formed, Illegal> {
+pub fn form<'g>(graph: &'g Graph, members: &[NodeId], outputs: &'g [Value]) -> Result<Formed, Illegal> {
     let name = members.iter().filter_map(|id| graph.op(*id)).filter(|op| !is_view(op)).map(Op::mnemonic).take(4).collect::<Vec<_>>().join("_");
     let name = if name.is_empty() { members.iter().filter_map(|id| graph.op(*id)).map(Op::mnemonic).next().unwrap_or("copy").to_string() } else { name };
     let mut former = Former {
@@ -112,6 +112,7 @@ pub fn form(graph: &Graph, members: &[NodeId], outputs: &[Value]) -> Result<Form
         space_id: 0,
         in_heart: false,
         full: None,
+        results: outputs,
     };
     former.run(members, outputs)?;
     Ok(Formed { region: former.region, args: former.args, outputs: outputs.to_vec() })
@@ -124,6 +125,8 @@ pub fn is_view(op: &Op) -> bool {
 
 struct Former<'g> {
     graph: &'g Graph,
+    /// What the region is to give.
+    results: &'g [Value],
     members: BTreeSet<NodeId>,
     region: Region,
     args: Vec<Value>,
@@ -360,7 +363,20 @@ impl Former<'_> {
         let acc = self.region.push(Expr::Acc(stage), dtype);
         // The operand itself sits at the row's elements: it may be an output too (a sum that is normalised).
         if self.members.contains(&operand.node) {
-            self.coords.insert(operand, full);
+            self.coords.insert(operand, full.clone());
+        }
+        // So do results that the operand is made of point by point (a sum that is squared).
+        let mut stack = vec![operand];
+        while let Some(v) = stack.pop() {
+            if !self.members.contains(&v.node) || self.graph.ty(v).shape != ty.shape {
+                continue;
+            }
+            if self.results.contains(&v) {
+                self.coords.entry(v).or_insert_with(|| full.clone());
+            }
+            if matches!(self.graph.op(v.node), Some(Op::Map(_) | Op::Cast { .. })) {
+                stack.extend(self.graph.operands(v.node));
+            }
         }
         self.coords.insert(v, row.clone());
         self.stages.insert(v, stage);

@@ -8,7 +8,7 @@ use crate::{
     eqsat::cost::{self, Costs},
     form::{self, Formed, Illegal, form},
 };
-use pavage_ir::{Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, ScalarFn, Value};
+use pavage_ir::{Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, ScalarFn, Value, program::Why};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Nodes that one kernel computes.
@@ -20,6 +20,8 @@ pub struct Cluster {
     pub formed: Formed,
     /// Why these nodes are together, for people.
     pub rules: Vec<String>,
+    /// The same at length.
+    pub why: Why,
 }
 
 /// The members of a cluster as a graph of their own: its inputs are the arguments, its outputs the outputs, in order.
@@ -80,10 +82,8 @@ pub(crate) fn kernels(graph: &Graph) -> Vec<NodeId> {
 /// The cluster of one node and the views it reads through.
 pub(crate) fn single(graph: &Graph, order: &Order, id: NodeId) -> Result<Cluster, PassError> {
     let outputs: Vec<Value> = (0..graph[id].types.len() as u32).map(|result| Value { node: id, result }).collect();
-    assemble(graph, order, &[id], &outputs).map(|(members, formed)| Cluster { members, formed, rules: vec![] }).map_err(|e| PassError::NoKernel {
-        op: graph.op(id).map_or_else(String::new, ToString::to_string),
-        sources: graph[id].source.clone(),
-        reason: e.to_string(),
+    assemble(graph, order, &[id], &outputs).map(|(members, formed)| Cluster { members, formed, rules: vec![], why: Why::default() }).map_err(|e| {
+        PassError::NoKernel { op: graph.op(id).map_or_else(String::new, ToString::to_string), sources: graph[id].source.clone(), reason: e.to_string() }
     })
 }
 
@@ -146,7 +146,8 @@ fn join(
     let mut core: Vec<NodeId> = core.into_iter().collect();
     core.sort_by_key(|n| order.of(*n));
     let outputs = escaping(graph, &core);
-    let (members, formed) = assemble(graph, order, &core, &outputs).ok()?;
+    // Exactly these: a view before them may be the result of another kernel.
+    let (members, formed) = assemble_exact(graph, order, &core, &outputs).ok()?;
     let price = |f: &Formed| cost::predict(&f.region, costs);
     if price(&formed) >= price(&a.formed) + price(&b.formed) {
         return None;
@@ -155,7 +156,41 @@ fn join(
     if !rules.iter().any(|r| r == rule) {
         rules.push(rule.into());
     }
-    Some(Cluster { members, formed, rules })
+    let mut why = a.why.clone();
+    why.chain.extend(b.why.chain.iter().cloned());
+    why.runner_up = Some((format!("@{} and @{}", a.formed.region.name, b.formed.region.name), price(&a.formed) + price(&b.formed) - price(&formed)));
+    Some(Cluster { members, formed, rules, why })
+}
+
+/// Say of each cluster which others it reads, and why they are not one with it.
+pub fn explain(graph: &Graph, clusters: &mut [Cluster], costs: &Costs) {
+    let order = Order::new(graph);
+    let price = |f: &Formed| cost::predict(&f.region, costs);
+    let mut home: BTreeMap<Value, usize> = BTreeMap::new();
+    for (i, c) in clusters.iter().enumerate() {
+        home.extend(c.formed.outputs.iter().map(|v| (*v, i)));
+    }
+    for here in 0..clusters.len() {
+        let mut apart = vec![];
+        let mut seen = BTreeSet::new();
+        for v in &clusters[here].formed.args {
+            let mut from = *v;
+            while !home.contains_key(&from) && graph.op(from.node).is_some_and(form::is_view) {
+                from = graph.operands(from.node)[0];
+            }
+            let Some(&there) = home.get(&from).filter(|i| seen.insert(**i)) else { continue };
+            let (a, b) = (&clusters[there], &clusters[here]);
+            let mut core: Vec<NodeId> = a.members.iter().chain(&b.members).copied().collect::<BTreeSet<_>>().into_iter().collect();
+            core.sort_by_key(|n| order.of(*n));
+            let reason = match assemble_exact(graph, &order, &core, &escaping(graph, &core)) {
+                Err(e) => e.to_string(),
+                Ok((_, one)) if price(&one) < price(&a.formed) + price(&b.formed) => "one kernel is cheaper, but others run between the two".to_string(),
+                Ok((_, one)) => format!("one kernel would take {:.0} ns, the two {:.0} ns", price(&one), price(&a.formed) + price(&b.formed)),
+            };
+            apart.push((a.formed.region.name.clone(), reason));
+        }
+        clusters[here].why.apart = apart;
+    }
 }
 
 /// Position of each node in the schedule.

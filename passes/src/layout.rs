@@ -76,6 +76,23 @@ fn to_first(rank: usize) -> Perm {
     [0, rank - 1].into_iter().chain(1..rank - 1).collect()
 }
 
+/// Of a reshape from `from` to `to` that only drops or adds axes of extent 1, where `from` is owed `perm`: the same on
+/// the value that owes, and what its result owes.
+fn squeezed(from: &[Dim], to: &[Dim], perm: &[usize]) -> Option<(Vec<Dim>, Perm)> {
+    let real = |dims: &[Dim]| -> Vec<usize> { (0..dims.len()).filter(|i| !dims[*i].is(1)).collect() };
+    let (old, new) = (real(from), real(to));
+    if old.len() != new.len() || old.iter().zip(&new).any(|(a, b)| from[*a] != to[*b]) {
+        return None;
+    }
+    // Axes of the result in the order in which the owing value has them; new ones of extent 1 come first.
+    let place = |i: &usize| new.iter().position(|n| n == i).map(|k| perm[old[k]]);
+    let mut order: Vec<usize> = (0..to.len()).collect();
+    order.sort_by_key(place);
+    let mut owed = vec![0; to.len()];
+    order.iter().enumerate().for_each(|(at, i)| owed[*i] = at);
+    Some((order.iter().map(|i| to[*i].clone()).collect(), owed))
+}
+
 impl Pass<'_> {
     fn transposed(&mut self, v: Value, perm: Perm) -> Result<Value, PassError> {
         if let Some(&known) = self.paid.get(&(v, perm.clone())) {
@@ -231,6 +248,11 @@ impl Pass<'_> {
                     exclude: *exclude,
                 };
                 self.r.add(op, &[x])?
+            }
+            Op::Reshape { shape } => {
+                let x = self.under(operands[0], &perm)?;
+                let Some((last, owed)) = squeezed(&self.r.old.ty(operands[0]).shape, shape, &perm) else { return Ok(None) };
+                return Ok(Some((self.r.add(Op::Reshape { shape: last }, &[x])?, owed)));
             }
             Op::Transpose { perm: outer } => {
                 // old = transpose[outer](transpose[perm](x)): owe the composition, or nothing if it is the identity.

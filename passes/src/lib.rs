@@ -31,6 +31,8 @@ pub enum Changed {
 pub struct Ctx {
     /// What the device that the plan is for costs.
     pub costs: eqsat::cost::Costs,
+    /// How the e-graph's kernels are chosen.
+    pub search: eqsat::extract::Search,
     /// Passes after which the graph is dumped; `all` means every one.
     pub dump_after: Vec<String>,
     /// Dumps so far: pass name and text.

@@ -189,6 +189,19 @@ fn whole_graphs(random: &mut Random) -> BTreeSet<&'static str> {
 }
 
 #[test]
+fn terms_of_real_graphs_agree() {
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    for (name, least) in [("minilm", 300), ("magika", 100), ("efficientnet", 300)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases/real").join(name).with_extension("ir");
+        // A real model's graph with small extents; weights are inputs.
+        let mut g = text::parse(&std::fs::read_to_string(&path).unwrap(), &|_| None).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(check(&g, &mut random).1 > least, "{name}");
+        passes::run(&mut g, &Ctx::default(), passes::PIPELINE).unwrap();
+        assert!(check(&g, &mut random).1 > 60, "{name}");
+    }
+}
+
+#[test]
 fn terms_of_a_class_agree_and_every_computed_rule_has_fired() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let applied: BTreeSet<&str> = random_graphs(&mut random).into_iter().chain(whole_graphs(&mut random)).collect();

@@ -2,7 +2,7 @@
 use pavage_ir::{Graph, Scalar, Tensor, eval, program_eval::eval_program, text};
 use pavage_passes::{
     self as passes, Ctx, build,
-    eqsat::{self, cost},
+    eqsat::{self, cost, extract::Search},
 };
 
 fn random(graph: &Graph, seed: u64, sizes: &dyn Fn(&str) -> i64) -> Vec<Tensor> {
@@ -56,7 +56,10 @@ fn check_for(source: &str, costs: cost::Costs) -> (Vec<String>, Vec<String>) {
     let mut kernels = vec![];
     let search = |g: &Graph| eqsat::optimise(g, &ctx);
     let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
-    for (name, planner) in [("unfused", &build::unfused as build::Planner), ("greedy", &greedy), ("fused", &search)] {
+    let (narrow, dice) = (Ctx { costs, search: Search::Beam(2), ..Ctx::default() }, Ctx { costs, search: Search::Random(3), ..Ctx::default() });
+    let (beam, random) = (|g: &Graph| eqsat::optimise(g, &narrow), |g: &Graph| eqsat::optimise(g, &dice));
+    let planners: [(&str, build::Planner); 5] = [("unfused", &build::unfused), ("greedy", &greedy), ("beam", &beam), ("random", &random), ("fused", &search)];
+    for (name, planner) in planners {
         let program = build::program(name, &graph, planner, &ctx).unwrap();
         let got = eval_program(&program, &graph, &inputs).unwrap_or_else(|e| panic!("{e}\n{program}"));
         for (g, w) in got.iter().zip(&want) {
@@ -223,4 +226,38 @@ fn attention_is_found_behind_conversions() {
 }";
     let (fused, _) = check_for(source, cost::GPU);
     assert_eq!(fused, ["attention"]);
+}
+
+/// The fused kernels of a case in `tests/cases/optimize`, for a CPU and for a GPU.
+fn planted(case: &str) -> [Vec<String>; 2] {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases/optimize").join(case).with_extension("ir");
+    let source = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    [cost::CPU, cost::GPU].map(|costs| check_for(&source, costs).0)
+}
+
+#[test]
+fn attention_is_found_however_it_is_spelled_and_masked() {
+    for case in ["attention_causal", "attention_causal_2", "attention_causal_3", "attention_padding", "attention_padding_2", "attention_padding_3"] {
+        let [_, gpu] = planted(case);
+        assert_eq!(gpu.iter().filter(|k| k.contains("attention")).count(), 1, "{case}: {gpu:?}");
+        assert!(!gpu.iter().any(|k| k.contains("matmul") || k.contains("reduce")), "{case}: {gpu:?}");
+    }
+}
+
+#[test]
+fn activations_of_many_ops_are_one_epilogue() {
+    for case in ["activations", "activations_2", "activations_3"] {
+        for kernels in planted(case) {
+            assert_eq!(kernels.len(), 5, "{case}: {kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn norms_join_what_they_norm() {
+    for case in ["embedding_norm", "embedding_norm_2", "embedding_norm_3", "residual_norm", "residual_norm_2", "residual_norm_3"] {
+        for kernels in planted(case) {
+            assert_eq!(kernels.len(), 1, "{case}: {kernels:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! `Artifact`: an opened file. `FORMAT.md` describes the bytes.
 use crate::bytes::AlignedBytes;
-use crate::plan::{Manifest, Plan, Port, TensorData};
+use crate::plan::{Explanation, Manifest, Plan, Port, TensorData};
 use crate::{Error, validate};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
@@ -34,6 +34,8 @@ pub enum SegmentKind {
     Code,
     /// Constants.
     Weights,
+    /// Why each kernel is what it is, as JSON.
+    Explanations,
     /// Something a newer writer added; skipped.
     Other(u32),
 }
@@ -44,6 +46,7 @@ impl SegmentKind {
             SegmentKind::Manifest => 1,
             SegmentKind::Code => 2,
             SegmentKind::Weights => 3,
+            SegmentKind::Explanations => 4,
             SegmentKind::Other(n) => n,
         }
     }
@@ -53,6 +56,7 @@ impl SegmentKind {
             1 => SegmentKind::Manifest,
             2 => SegmentKind::Code,
             3 => SegmentKind::Weights,
+            4 => SegmentKind::Explanations,
             n => SegmentKind::Other(n),
         }
     }
@@ -201,6 +205,16 @@ impl Artifact {
             Some(s) if checksum(bytes) == s.checksum => Ok(bytes),
             _ => Err(Error::Checksum(format!("the code for {}", entry.map_or("no target", |e| e.target.as_str())))),
         }
+    }
+
+    /// Why each kernel is what it is: for each plan of the manifest, its kernels. Empty where the artifact does not say.
+    pub fn explanations(&self) -> Result<Vec<Vec<Explanation>>, Error> {
+        let Some(at) = self.inner.segments.iter().position(|s| s.kind == SegmentKind::Explanations) else { return Ok(Vec::new()) };
+        let bytes = self.segment(at);
+        if checksum(bytes) != self.inner.segments[at].checksum {
+            return Err(Error::Checksum("the explanations".into()));
+        }
+        serde_json::from_slice(bytes).map_err(|e| Error::Damaged(format!("the explanations cannot be read: {e}")))
     }
 
     /// Checks every segment and every weight file against its checksum; reads all of them.

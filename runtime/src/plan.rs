@@ -449,6 +449,28 @@ pub struct Provenance {
     pub predicted_ns: f64,
 }
 
+/// Why a kernel is what it is, for people. Times are predictions in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Starting it.
+    pub launch_ns: f64,
+    /// Its operations.
+    pub arithmetic_ns: f64,
+    /// Moving its operands and results.
+    pub memory_ns: f64,
+    /// All of it; arithmetic and memory overlap.
+    pub total_ns: f64,
+    /// For each op that rules made: the rules in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<String>,
+    /// The cheapest other way to the same result, and by how much the plan would be dearer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner_up: Option<(String, f64)>,
+    /// Kernels whose results it reads, and why they are kernels of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub apart: Vec<(String, String)>,
+}
+
 impl Default for Provenance {
     fn default() -> Self {
         Provenance { sources: Vec::new(), members: Vec::new(), rules: Vec::new(), flops: zero(), bytes_read: zero(), bytes_written: zero(), predicted_ns: 0.0 }

@@ -1,6 +1,6 @@
 //! `Writer`: the same content gives the same bytes.
 use crate::artifact::{ENTRY_LEN, FORMAT_VERSION, HEADER_LEN, MAGIC, SEGMENT_ALIGN, Segment, SegmentKind, TENSOR_ALIGN, checksum};
-use crate::plan::{CodeEntry, CodeKind, Manifest, TensorData, TensorEntry};
+use crate::plan::{CodeEntry, CodeKind, Explanation, Manifest, TensorData, TensorEntry};
 use crate::{DType, Error, validate};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Collects code and constants, then writes an artifact.
 ///
-/// Segments are written in this order: the manifest, code in the order it was added, weights.
+/// Segments are written in this order: the manifest, code in the order it was added, weights, explanations.
 #[derive(Default)]
 pub struct Writer<'a> {
     codes: Vec<(CodeEntry, Cow<'a, [u8]>)>,
@@ -18,6 +18,7 @@ pub struct Writer<'a> {
     blobs: Vec<(u64, Cow<'a, [u8]>)>,
     by_hash: HashMap<blake3::Hash, usize>,
     weights_len: u64,
+    explanations: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
@@ -57,6 +58,12 @@ impl<'a> Writer<'a> {
         self.push_tensor(name, dtype, shape, data)
     }
 
+    /// Adds why each kernel of each plan is what it is, in the order of the manifest. Nothing is written for no plans.
+    pub fn explain(&mut self, plans: &[Vec<Explanation>]) -> Result<(), Error> {
+        self.explanations = if plans.is_empty() { Vec::new() } else { serde_json::to_vec(plans).map_err(|e| Error::Damaged(e.to_string()))? };
+        Ok(())
+    }
+
     fn push_tensor(&mut self, name: &str, dtype: DType, shape: &[u64], data: TensorData) -> u32 {
         self.tensors.push(TensorEntry { name: name.into(), dtype, shape: shape.to_vec(), data });
         self.tensors.len() as u32 - 1
@@ -75,7 +82,7 @@ impl<'a> Writer<'a> {
         manifest.codes = self.codes.iter().map(|(entry, _)| entry.clone()).collect();
         let json = serde_json::to_vec(&manifest).map_err(|e| Error::Damaged(format!("the manifest cannot be written: {e}")))?;
 
-        let n_segments = 2 + self.codes.len();
+        let n_segments = 2 + self.codes.len() + usize::from(!self.explanations.is_empty());
         let mut at = (HEADER_LEN + n_segments * ENTRY_LEN) as u64;
         let mut segments = Vec::with_capacity(n_segments);
         let mut place = |kind, len: u64, checksum| {
@@ -96,6 +103,9 @@ impl<'a> Writer<'a> {
         let mut weights_sum = [0; 16];
         weights_sum.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         place(SegmentKind::Weights, self.weights_len, weights_sum);
+        if !self.explanations.is_empty() {
+            place(SegmentKind::Explanations, self.explanations.len() as u64, checksum(&self.explanations));
+        }
         validate::manifest(&manifest, &segments)?;
 
         let mut out = Counted { to, at: 0 };
@@ -107,8 +117,13 @@ impl<'a> Writer<'a> {
                 out.pad_to(segment.offset)?;
                 out.put(code)?;
             }
-            out.pad_to(segments[n_segments - 1].offset)?;
-            write_weights(&self.blobs, &mut |bytes| out.put(bytes))
+            out.pad_to(segments[weights_segment as usize].offset)?;
+            write_weights(&self.blobs, &mut |bytes| out.put(bytes))?;
+            if let Some(segment) = segments.get(weights_segment as usize + 1) {
+                out.pad_to(segment.offset)?;
+                out.put(&self.explanations)?;
+            }
+            Ok(())
         };
         emit().map_err(io_error)
     }

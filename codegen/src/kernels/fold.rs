@@ -121,13 +121,25 @@ impl Fold {
         match self.f {
             StageFn::Fold(_) => vec![b.reduce(self.with().1, acc[0])],
             StageFn::Arg { .. } => {
-                let lane = |b: &mut Builder, l: usize| -> Vec<Val> { acc.iter().map(|v| b.extract(*v, l)).collect() };
-                let mut best = lane(b, 0);
-                for l in 1..n {
-                    let next = lane(b, l);
-                    best = self.join(b, &best, &next);
+                // Halves joined, as long as there are any.
+                let mut best = acc.to_vec();
+                let mut n = n as u16;
+                while n > 2 && n % 2 == 0 {
+                    n /= 2;
+                    let half = |b: &mut Builder, from: u16| -> Vec<Val> {
+                        let lanes: Vec<u16> = (from..from + n).collect();
+                        best.iter().map(|v| b.shuffle(*v, *v, &lanes)).collect()
+                    };
+                    let (low, high) = (half(b, 0), half(b, n));
+                    best = self.join(b, &low, &high);
                 }
-                best
+                let lane = |b: &mut Builder, l: usize| -> Vec<Val> { best.iter().map(|v| b.extract(*v, l)).collect() };
+                let mut one = lane(b, 0);
+                for l in 1..usize::from(n) {
+                    let next = lane(b, l);
+                    one = self.join(b, &one, &next);
+                }
+                one
             }
         }
     }

@@ -115,7 +115,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
         let mut seen = BTreeSet::from([start]);
         let mut tries = 0;
         while let Some(state) = queue.pop_front() {
-            let state = settle(s, root, state);
+            let state = settle(s, root, state, costs);
             let Some(Legal { members, args, formed }) = legal(s, root, &state) else { continue };
             found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, costs) });
             for arg in args {
@@ -131,18 +131,17 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
     found
 }
 
-/// Absorb pointwise arguments that only this kernel uses, for as long as that is legal.
-fn settle(s: &Saturated, root: Id, mut state: State) -> State {
+/// Absorb pointwise arguments that only this kernel uses, or that cost nothing, for as long as that is legal.
+fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs) -> State {
     loop {
         let Some(Legal { args, .. }) = legal(s, root, &state) else { return state };
         let mut grown = None;
         for arg in args {
             let class = &s.egraph[arg];
-            let users: BTreeSet<Id> = class.parents().map(|p| s.egraph.find(p)).collect();
             let pointwise =
                 class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
-            if users.len() == 1
-                && pointwise
+            if pointwise
+                && (used_once(s, arg) || is_trifle(s, root, arg, costs))
                 && let Some(next) = absorb(s, &state, arg).pop()
                 && legal(s, root, &next).is_some()
             {
@@ -154,6 +153,28 @@ fn settle(s: &Saturated, root: Id, mut state: State) -> State {
             Some(next) => state = next,
             None => return state,
         }
+    }
+}
+
+/// Whether `arg` is computed for next to nothing wherever `root` is: far fewer elements, by cheap functions.
+fn is_trifle(s: &Saturated, root: Id, arg: Id, costs: &Costs) -> bool {
+    let size = |id: Id| cost::elements(&s.egraph[id].data.ty, costs);
+    let cheap = |t: &Term| matches!(&t.head, Head::Op(Op::Map(f)) if cost::function(*f) <= 3.0);
+    s.egraph[arg].nodes.iter().all(cheap) && 4.0 * size(arg) <= size(root)
+}
+
+/// Whether one class alone reads `id`, be it through views.
+fn used_once(s: &Saturated, mut id: Id) -> bool {
+    let mut seen = BTreeSet::new();
+    loop {
+        let users: BTreeSet<Id> = s.egraph[id].parents().map(|p| s.egraph.find(p)).collect();
+        let [user] = users.iter().copied().collect::<Vec<_>>()[..] else { return false };
+        // A view of it stands for it: whoever reads the view reads this.
+        let view = s.egraph[user].nodes.iter().any(|t| t.args.contains(&id) && matches!(&t.head, Head::Op(op) if form::is_view(op)));
+        if !view || !seen.insert(user) {
+            return true;
+        }
+        id = user;
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a kernel is predicted to cost: a roofline with a launch cost, in nanoseconds.
 //!
 //! One table a kind of device. The figures order alternatives; measured times replace them when a plan is tuned.
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, ScalarFn, TensorType, dim::Atom};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, ScalarFn, TensorType, dim::Atom, program::Price};
 
 /// What a device does in a nanosecond.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,19 +20,22 @@ pub struct Costs {
     pub attention_flops_per_ns: f64,
     /// Simple operations of pointwise code.
     pub map_ops_per_ns: f64,
+    /// Ending one reduction of one row.
+    pub fold_ns: f64,
     /// Value of a size symbol when nothing better is known.
     pub nominal_size: i64,
 }
 
 /// One core of a current CPU. Attention is fused only by plain loops there.
 pub const CPU: Costs = Costs {
-    launch_ns: 300.0,
+    launch_ns: 100.0,
     bytes_per_ns: 25.0,
     contract_flops_per_ns: 80.0,
     half_flops_per_ns: 60.0,
     byte_flops_per_ns: 110.0,
     attention_flops_per_ns: 8.0,
     map_ops_per_ns: 24.0,
+    fold_ns: 6.0,
     nominal_size: 64,
 };
 
@@ -46,6 +49,7 @@ pub const GPU: Costs = Costs {
     byte_flops_per_ns: 2_000.0,
     attention_flops_per_ns: 400_000.0,
     map_ops_per_ns: 10_000.0,
+    fold_ns: 0.02,
     nominal_size: 64,
 };
 
@@ -57,13 +61,18 @@ impl Default for Costs {
 
 /// Predicted time of one run of `region`, in nanoseconds.
 pub fn predict(region: &Region, costs: &Costs) -> f64 {
+    price(region, costs).total
+}
+
+/// What one run of `region` is predicted to cost.
+pub fn price(region: &Region, costs: &Costs) -> Price {
     let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size) as f64;
     let product = |dims: &[Dim]| dims.iter().map(size).product::<f64>();
     let bytes = |ty: &TensorType| product(&ty.shape) * ty.dtype.bits() as f64 / 8.0;
     let points = product(&region.axes());
     let outputs: Vec<ExprId> = region.outputs.iter().map(|o| o.expr).collect();
     let mut ops = points * weight(region, &outputs);
-    let mut contract = 0.0;
+    let (mut contract, mut folds) = (0.0, 0.0);
     let streams = matches!(region.heart, Heart::Map | Heart::Reduce { .. });
     match &region.heart {
         Heart::Map => {}
@@ -71,6 +80,7 @@ pub fn predict(region: &Region, costs: &Costs) -> f64 {
             // Each stage walks the row again; what is dear is kept from one to the next.
             let all: Vec<ExprId> = outputs.iter().copied().chain(stages.iter().map(|s| s.expr)).collect();
             ops = points * (stages.len() as f64 + weight(region, &all));
+            folds = product(&region.space) * stages.len() as f64 * costs.fold_ns;
         }
         Heart::Contract { k, .. } => contract = 2.0 * points * size(k),
         Heart::Conv { weights, .. } => contract = 2.0 * points * product(&weights[1..]),
@@ -81,7 +91,7 @@ pub fn predict(region: &Region, costs: &Costs) -> f64 {
             // The matrix units take 16-bit heads of 64 and 128; other attention runs in plain loops.
             let fast = region.dtype(*q).bits() == 16 && depth.as_const().is_some_and(|d| d == 64 || d == 128);
             let rate = if fast { costs.attention_flops_per_ns } else { costs.attention_flops_per_ns.min(costs.map_ops_per_ns / 4.0) };
-            return costs.launch_ns + flops / rate;
+            return Price { launch: costs.launch_ns, arithmetic: flops / rate, memory: 0.0, total: costs.launch_ns + flops / rate };
         }
         Heart::Op(_) => ops += region.args.iter().map(|t| product(&t.shape)).sum::<f64>(),
     }
@@ -94,9 +104,10 @@ pub fn predict(region: &Region, costs: &Costs) -> f64 {
         (_, true) => costs.half_flops_per_ns,
         _ => costs.contract_flops_per_ns,
     };
-    let compute = contract / rate + ops / costs.map_ops_per_ns;
+    let compute = contract / rate + ops / costs.map_ops_per_ns + folds;
     let memory = (read + written) / costs.bytes_per_ns;
-    costs.launch_ns + compute.max(memory) + 0.1 * compute.min(memory)
+    let total = costs.launch_ns + compute.max(memory) + 0.1 * compute.min(memory);
+    Price { launch: costs.launch_ns, arithmetic: compute, memory, total }
 }
 
 /// Work of the expressions that `roots` need at a point, in simple operations.
@@ -149,7 +160,14 @@ fn collect_values(d: &Dim, into: &mut Vec<ExprId>) {
     }
 }
 
-fn function(f: ScalarFn) -> f64 {
+/// Elements of a tensor, size symbols at their nominal value.
+pub(super) fn elements(ty: &TensorType, costs: &Costs) -> f64 {
+    let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size) as f64;
+    ty.shape.iter().map(size).product()
+}
+
+/// Simple operations that a function is worth.
+pub(super) fn function(f: ScalarFn) -> f64 {
     use ScalarFn::*;
     match f {
         Exp | Log | Tanh | Sigmoid | Sin | Cos => 8.0,

@@ -3,7 +3,8 @@
 //! **Frontier DP** over the acyclic graph of classes. A state is the set of classes still to be computed; the one that
 //! comes last in topological order is computed next, by each of its kernels, and the kernel's arguments join the set. A
 //! class is paid for once however many kernels read it, so the cost of a plan is exact. States are merged when equal;
-//! where more than [`MAX_STATES`] wait at one class only the cheapest go on, and that is reported.
+//! where more than [`MAX_STATES`] wait at one class only the cheapest go on, and that is reported. [`Search`] has what it is
+//! compared with.
 use super::candidates::Candidates;
 use crate::PassError;
 use egg::Id;
@@ -11,6 +12,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// States kept at one class.
 pub const MAX_STATES: usize = 4096;
+
+/// How kernels are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Search {
+    /// The frontier DP, exact unless a limit is reported.
+    #[default]
+    Exact,
+    /// The same with this many states at a class: a beam search over the same kernels.
+    Beam(usize),
+    /// The cheapest of so many plans picked at random, each kernel with equal chance.
+    Random(usize),
+}
 
 /// The chosen kernels.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +46,12 @@ struct Step {
 }
 
 /// Choose kernels for `roots`.
-pub fn extract(all: &Candidates, roots: &[Id]) -> Result<Choice, PassError> {
+pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice, PassError> {
+    let width = match search {
+        Search::Exact => MAX_STATES,
+        Search::Beam(width) => width.max(1),
+        Search::Random(tries) => return random(all, roots, tries),
+    };
     let order = topological(all, roots);
     let position: BTreeMap<Id, u32> = order.iter().enumerate().map(|(i, id)| (*id, i as u32)).collect();
     let place = |id: &Id| position.get(id).copied();
@@ -64,10 +82,12 @@ pub fn extract(all: &Candidates, roots: &[Id]) -> Result<Choice, PassError> {
     }
     for at in (0..order.len()).rev() {
         let mut states: Vec<(Vec<u32>, usize)> = std::mem::take(&mut waiting[at]).into_iter().collect();
-        if states.len() > MAX_STATES {
-            limits.push(format!("extraction kept {MAX_STATES} of {} states at one class", states.len()));
+        if states.len() > width {
+            if search == Search::Exact {
+                limits.push(format!("extraction kept {width} of {} states at one class", states.len()));
+            }
             states.sort_by(|a, b| steps[a.1].cost.total_cmp(&steps[b.1].cost));
-            states.truncate(MAX_STATES);
+            states.truncate(width);
         }
         for (set, step) in states {
             for (kernel, args) in &usable[at] {
@@ -101,6 +121,40 @@ pub fn extract(all: &Candidates, roots: &[Id]) -> Result<Choice, PassError> {
     }
     choice.chosen.reverse();
     Ok(choice)
+}
+
+/// The cheapest of `tries` random plans.
+fn random(all: &Candidates, roots: &[Id], tries: usize) -> Result<Choice, PassError> {
+    let order = topological(all, roots);
+    let position: BTreeMap<Id, usize> = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let before = |i: usize, k: usize| all.kernels[k].args.iter().all(|a| all.leaves.contains(a) || position.get(a).is_some_and(|p| *p < i));
+    let usable: Vec<Vec<usize>> =
+        order.iter().enumerate().map(|(i, id)| all.by_class.get(id).into_iter().flatten().copied().filter(|k| before(i, *k)).collect()).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % n
+    };
+    let mut best: Option<Choice> = None;
+    for _ in 0..tries.max(1) {
+        let mut wanted: BTreeSet<usize> = roots.iter().filter(|r| !all.leaves.contains(r)).filter_map(|r| position.get(r).copied()).collect();
+        let mut choice = Choice::default();
+        while let Some(at) = wanted.pop_last() {
+            if usable[at].is_empty() {
+                return Err(PassError::Rules { reason: "no set of kernels computes every output".into() });
+            }
+            let k = usable[at][next(usable[at].len())];
+            choice.cost += all.kernels[k].cost;
+            choice.chosen.push((order[at], k));
+            wanted.extend(all.kernels[k].args.iter().filter(|a| !all.leaves.contains(a)).filter_map(|a| position.get(a).copied()));
+        }
+        if best.as_ref().is_none_or(|b| choice.cost < b.cost) {
+            best = Some(choice);
+        }
+    }
+    Ok(best.unwrap_or_default())
 }
 
 /// Classes that roots may need, arguments before users; edges that close a circle are ignored.

@@ -1,12 +1,13 @@
 //! Equality saturation over the op table, and the choice of kernels from what it finds.
 //!
-//! A graph becomes terms: an op applied to e-classes, or a leaf (input, constant, or result of a step that is no
+//! A graph is split where nothing is lost, and equal parts are searched once ([`templates`]). A part becomes terms: an op applied to e-classes, or a leaf (input, constant, or result of a step that is no
 //! kernel). Rules add equal terms ([`crate::rules`]); [`candidates`] forms kernels, each one atomic with a cost of its
 //! own; [`extract`] picks the set that computes every root most cheaply; and the chosen terms become a graph again.
 //! Logical terms cannot be picked, so the cost of a plan is exactly the sum of its kernels.
 pub mod candidates;
 pub mod cost;
 pub mod extract;
+pub mod templates;
 
 use crate::{
     Ctx, PassError,
@@ -15,7 +16,7 @@ use crate::{
 };
 use candidates::Candidate;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language, Searcher};
-use pavage_ir::{Graph, NodeId, NodeKind, Op, Tensor, TensorType, Value};
+use pavage_ir::{Graph, NodeId, NodeKind, Op, Tensor, TensorType, Value, program::Why, text};
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
@@ -133,8 +134,8 @@ pub struct Saturated {
     pub class: BTreeMap<Value, Id>,
     /// The value each leaf stands for.
     pub leaves: Vec<Value>,
-    /// Rule that made a term.
-    pub made_by: HashMap<Term, String>,
+    /// Rule that made a term, and the term it was applied to.
+    pub made_by: HashMap<Term, (String, Term)>,
     /// Source names of classes.
     pub sources: BTreeMap<Id, Vec<String>>,
     /// Limits that were hit.
@@ -199,16 +200,22 @@ impl Saturated {
             }
             let before = (self.egraph.total_size(), self.egraph.number_of_classes());
             // Everything is found first and added after, so the result does not depend on rule order.
-            let mut found: Vec<(Id, computed::Build, String)> = vec![];
+            let mut found: Vec<(Id, computed::Build, (String, Term))> = vec![];
             for rule in &text {
+                let head = rule.lhs.ast.last().and_then(|top| match top {
+                    egg::ENodeOrVar::ENode(t) => Some(t.head.clone()),
+                    egg::ENodeOrVar::Var(_) => None,
+                });
                 for matches in rule.lhs.search(&self.egraph) {
                     // Rounding is a matter of floats: integer division, say, is not the inverse of multiplication.
                     if rule.promise == Promise::Real && !self.egraph[matches.eclass].data.ty.dtype.is_float() {
                         continue;
                     }
+                    let nodes = &self.egraph[matches.eclass].nodes;
+                    let on = nodes.iter().find(|t| Some(&t.head) == head.as_ref()).unwrap_or(&nodes[0]).clone();
                     for subst in matches.substs {
                         let root = egg::Id::from(rule.rhs.ast.len() - 1);
-                        found.push((matches.eclass, instantiate(&rule.rhs.ast, root, &subst), rule.name.clone()));
+                        found.push((matches.eclass, instantiate(&rule.rhs.ast, root, &subst), (rule.name.clone(), on.clone())));
                     }
                 }
             }
@@ -217,13 +224,13 @@ impl Saturated {
             for id in ids {
                 for term in &self.egraph[id].nodes {
                     for rule in computed::RULES {
-                        found.extend((rule.apply)(&self.egraph, term).into_iter().map(|b| (id, b, rule.name.to_string())));
+                        found.extend((rule.apply)(&self.egraph, term).into_iter().map(|b| (id, b, (rule.name.to_string(), term.clone()))));
                     }
                 }
             }
-            for (class, build, name) in found {
-                if let Some(new) = self.add(build, &name) {
-                    self.egraph.union_trusted(class, new, name);
+            for (class, build, made) in found {
+                if let Some(new) = self.add(build, &made) {
+                    self.egraph.union_trusted(class, new, made.0);
                 }
             }
             self.egraph.rebuild();
@@ -238,16 +245,16 @@ impl Saturated {
         let made = std::mem::take(&mut self.made_by);
         self.made_by = made
             .into_iter()
-            .map(|(mut t, rule)| {
-                t.args.iter_mut().for_each(|a| *a = self.egraph.find(*a));
-                (t, rule)
+            .map(|(mut t, (rule, mut on))| {
+                t.args.iter_mut().chain(&mut on.args).for_each(|a| *a = self.egraph.find(*a));
+                (t, (rule, on))
             })
             .collect();
         Ok(())
     }
 
     /// Add a term; `None` if it is ill typed here (a rule that does not apply at these shapes).
-    fn add(&mut self, build: computed::Build, rule: &str) -> Option<Id> {
+    fn add(&mut self, build: computed::Build, rule: &(String, Term)) -> Option<Id> {
         match build {
             computed::Build::Class(id) => Some(self.egraph.find(id)),
             computed::Build::Op(op, args) => {
@@ -257,11 +264,25 @@ impl Saturated {
                 op.infer(pavage_ir::op::TypeArgs { types: &types, bodies: &[] }).ok()?;
                 let term = Term { head: Head::Op(op), args };
                 if self.egraph.lookup(term.clone()).is_none() {
-                    self.made_by.insert(term.clone(), rule.to_string());
+                    self.made_by.insert(term.clone(), rule.clone());
                 }
                 Some(self.egraph.add(term))
             }
         }
+    }
+}
+
+impl Saturated {
+    /// The rules that led to a term, the first applied to a term of the model.
+    pub fn chain(&self, term: &Term) -> Vec<String> {
+        let mut chain = vec![];
+        let mut at = term;
+        while let Some((rule, on)) = self.made_by.get(at).filter(|_| chain.len() < 16) {
+            chain.push(rule.clone());
+            at = on;
+        }
+        chain.reverse();
+        chain
     }
 }
 
@@ -276,17 +297,130 @@ fn instantiate(ast: &egg::PatternAst<Term>, at: Id, subst: &egg::Subst) -> compu
 }
 
 /// The graph that the chosen kernels compute, and the kernels.
+///
+/// The graph is searched part by part ([`templates`]), equal parts once.
 pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassError> {
+    let mut known: BTreeMap<String, PartPlan> = BTreeMap::new();
+    let mut whole = Whole::new(graph);
+    for part in templates::split(graph)? {
+        let key = text::print(&part.graph);
+        if !known.contains_key(&key) {
+            let plan = plan_part(&part.graph, ctx)?;
+            known.insert(key.clone(), plan);
+        }
+        whole.join(&part, &known[&key])?;
+    }
+    whole.finish(&ctx.costs)
+}
+
+/// One kernel of a part.
+struct Group {
+    members: Vec<NodeId>,
+    /// The member that gives the result.
+    root: NodeId,
+    rules: Vec<String>,
+    why: Why,
+}
+
+/// A part as its chosen kernels compute it.
+struct PartPlan {
+    graph: Graph,
+    groups: Vec<Group>,
+}
+
+fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
     let saturated = saturate(graph)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(graph, &saturated);
-    let choice = extract::extract(&candidates, &roots)?;
-    let mut limits = saturated.limits.clone();
-    limits.extend(choice.limits.iter().cloned());
-    for limit in limits {
-        ctx.note(limit);
+    let choice = extract::extract(&candidates, &roots, ctx.search)?;
+    saturated.limits.iter().chain(&choice.limits).for_each(|limit| ctx.note(limit.clone()));
+    rebuild(graph, &saturated, &candidates, &choice)
+}
+
+/// The whole graph, part by part.
+struct Whole<'g> {
+    old: &'g Graph,
+    new: Graph,
+    values: BTreeMap<Value, Value>,
+    groups: Vec<Group>,
+}
+
+impl<'g> Whole<'g> {
+    fn new(old: &'g Graph) -> Self {
+        let mut whole = Whole { old, new: Graph::new(old.name.clone()), values: BTreeMap::new(), groups: vec![] };
+        for &id in old.inputs() {
+            if let NodeKind::Input(name) = &old[id].kind {
+                let v = whole.new.input(name.clone(), old.ty(id.into()).clone());
+                whole.values.insert(id.into(), v);
+            }
+        }
+        whole
     }
-    rebuild(graph, &saturated, &candidates, &choice, &ctx.costs)
+
+    /// Append what `plan` makes of `part`.
+    fn join(&mut self, part: &templates::Part, plan: &PartPlan) -> Result<(), PassError> {
+        let mut local: BTreeMap<Value, Value> = BTreeMap::new();
+        for (&inner, outer) in plan.graph.inputs().iter().zip(&part.inputs) {
+            let v = match (self.values.get(outer), self.old.as_const(*outer)) {
+                (Some(v), _) => *v,
+                (None, Some(t)) => self.new.constant(t.clone()),
+                (None, None) => return Err(PassError::Rules { reason: "a part reads a value that none before it gives".into() }),
+            };
+            self.values.insert(*outer, v);
+            local.insert(inner.into(), v);
+        }
+        let mut nodes: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+        for id in plan.graph.schedule() {
+            let node = match &plan.graph[id].kind {
+                NodeKind::Input(_) => continue,
+                NodeKind::Const(t) => self.new.constant(t.clone()).node,
+                NodeKind::Op(op, bodies) => {
+                    let operands: Vec<Value> = plan.graph.operands(id).iter().map(|v| local[v]).collect();
+                    self.new.add_with(op.clone(), &operands, bodies.clone()).map_err(|source| PassError::IllTyped { pass: "eqsat", source })?
+                }
+            };
+            let from = plan.graph[id].source.iter().filter_map(|s| part.nodes.get(s.parse::<usize>().ok()?));
+            self.new.set_source(node, from.flat_map(|n| self.old[*n].source.iter().cloned()).collect());
+            nodes.insert(id, node);
+            for result in 0..plan.graph[id].types.len() as u32 {
+                local.insert(Value { node: id, result }, Value { node, result });
+            }
+        }
+        for (out, outer) in plan.graph.outputs.iter().zip(&part.outputs) {
+            self.values.insert(*outer, local[&out.value]);
+        }
+        for group in &plan.groups {
+            let members = group.members.iter().map(|m| nodes[m]).collect();
+            self.groups.push(Group { members, root: nodes[&group.root], rules: group.rules.clone(), why: group.why.clone() });
+        }
+        Ok(())
+    }
+
+    /// The graph and its kernels.
+    fn finish(mut self, costs: &cost::Costs) -> Result<(Graph, Vec<Cluster>), PassError> {
+        for out in &self.old.outputs {
+            let v = match (self.values.get(&out.value), self.old.as_const(out.value)) {
+                (Some(v), _) => *v,
+                (None, Some(t)) => self.new.constant(t.clone()),
+                (None, None) => return Err(PassError::Rules { reason: format!("no part gives output `{}`", out.name) }),
+            };
+            self.new.output(out.name.clone(), v);
+        }
+        let order = Order::new(&self.new);
+        let mut formed = vec![];
+        for Group { members, root, rules, why } in self.groups {
+            // A reshape on its own is another name for its operand, and a concatenation a step: neither is a kernel.
+            if members.iter().all(|m| self.new.op(*m).is_some_and(|op| matches!(op, Op::Reshape { .. }) || fuse::is_control(op))) {
+                continue;
+            }
+            let (members, region) = fuse::assemble_exact(&self.new, &order, &members, &[root.into()])
+                .map_err(|e| PassError::Rules { reason: format!("a chosen kernel cannot be formed again: {e}") })?;
+            formed.push(Cluster { members, formed: region, rules, why });
+        }
+        // Values that two kernels want: a kernel of several outputs, where that pays.
+        let formed = fuse::grow(&self.new, formed, "share", costs);
+        Ok((self.new, formed))
+    }
 }
 
 /// Classes that must be in memory: outputs, and what steps outside the e-graph read.
@@ -302,13 +436,7 @@ fn roots(graph: &Graph, s: &Saturated) -> Vec<Id> {
     roots
 }
 
-fn rebuild(
-    graph: &Graph,
-    s: &Saturated,
-    candidates: &candidates::Candidates,
-    choice: &extract::Choice,
-    costs: &cost::Costs,
-) -> Result<(Graph, Vec<Cluster>), PassError> {
+fn rebuild(graph: &Graph, s: &Saturated, candidates: &candidates::Candidates, choice: &extract::Choice) -> Result<PartPlan, PassError> {
     let mut new = Graph::new(graph.name.clone());
     let mut values: BTreeMap<Id, Value> = BTreeMap::new();
     let ill = |source| PassError::IllTyped { pass: "eqsat", source };
@@ -319,7 +447,7 @@ fn rebuild(
             values.extend(s.class.get(&Value::from(id)).map(|class| (*class, v)));
         }
     }
-    let mut clusters: Vec<(Vec<NodeId>, NodeId, Vec<String>)> = vec![];
+    let mut groups: Vec<Group> = vec![];
     // Nodes outside the e-graph and chosen kernels, each once what it reads exists.
     let mut pending: Vec<Job> =
         graph.schedule().into_iter().filter(|id| !is_term(graph, *id) && !matches!(graph[*id].kind, NodeKind::Input(_))).map(Job::Node).collect();
@@ -347,29 +475,17 @@ fn rebuild(
             }
             Job::Kernel(class, k) => {
                 let kernel = &candidates.kernels[k];
-                let (members, root, rules) = emit(&mut new, s, kernel, &values).map_err(ill)?;
-                values.insert(class, root.into());
-                clusters.push((members, root, rules));
+                let mut group = emit(&mut new, s, kernel, &values).map_err(ill)?;
+                values.insert(class, group.root.into());
+                group.why.runner_up = runner_up(candidates, choice, class, k);
+                groups.push(group);
             }
         }
     }
     for out in &graph.outputs {
         new.output(out.name.clone(), values[&s.class[&out.value]]);
     }
-    let order = Order::new(&new);
-    let mut formed = vec![];
-    for (members, root, rules) in clusters {
-        // A reshape on its own is another name for its operand, and a concatenation a step: neither is a kernel.
-        if members.iter().all(|m| new.op(*m).is_some_and(|op| matches!(op, Op::Reshape { .. }) || fuse::is_control(op))) {
-            continue;
-        }
-        let (members, region) = fuse::assemble_exact(&new, &order, &members, &[root.into()])
-            .map_err(|e| PassError::Rules { reason: format!("a chosen kernel cannot be formed again: {e}") })?;
-        formed.push(Cluster { members, formed: region, rules });
-    }
-    // Values that two kernels want: a kernel of several outputs, where that pays.
-    let formed = fuse::grow(&new, formed, "share", costs);
-    Ok((new, formed))
+    Ok(PartPlan { graph: new, groups })
 }
 
 enum Job {
@@ -378,21 +494,77 @@ enum Job {
 }
 
 /// Add a kernel's terms to the graph: members, the root, and the rules behind them.
-fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id, Value>) -> Result<(Vec<NodeId>, NodeId, Vec<String>), pavage_ir::OpError> {
+fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id, Value>) -> Result<Group, pavage_ir::OpError> {
     let mut local: BTreeMap<Id, Value> = BTreeMap::new();
     let (mut members, mut rules) = (vec![], vec![]);
+    let mut why = Why::default();
     for (class, term) in &kernel.members {
         let Head::Op(op) = &term.head else { continue };
         let operands: Vec<Value> = term.args.iter().map(|a| local.get(a).copied().unwrap_or_else(|| values[a])).collect();
         let v = new.add(op.clone(), &operands)?;
         new.set_source(v.node, s.sources.get(class).cloned().unwrap_or_default());
-        if let Some(rule) = s.made_by.get(term) {
-            rules.push(rule.clone());
+        let chain = s.chain(term);
+        if let Some(last) = chain.last() {
+            rules.push(last.clone());
+            why.chain.push(format!("{}: {}", op.mnemonic(), chain.join(", then ")));
         }
         local.insert(*class, v);
         members.push(v.node);
     }
     rules.dedup();
+    why.chain.dedup();
     let root = members[members.len() - 1];
-    Ok((members, root, rules))
+    Ok(Group { members, root, rules, why })
+}
+
+/// The cheapest other way to compute `class`, with the rest of the plan as it is: what runs, and what it costs more.
+fn runner_up(all: &candidates::Candidates, choice: &extract::Choice, class: Id, chosen: usize) -> Option<(String, f64)> {
+    // What having a class in memory costs beyond the plan, and the kernel for it.
+    let mut cost: BTreeMap<Id, (f64, Option<usize>)> = all.leaves.iter().map(|c| (*c, (0.0, None))).collect();
+    cost.extend(choice.chosen.iter().filter(|(c, _)| *c != class).map(|(c, _)| (*c, (0.0, None))));
+    let needs = |cost: &BTreeMap<Id, (f64, Option<usize>)>, k: usize| -> Option<f64> {
+        all.kernels[k].args.iter().try_fold(all.kernels[k].cost, |sum, a| Some(sum + cost.get(a)?.0))
+    };
+    loop {
+        let mut changed = false;
+        for (c, kernels) in all.by_class.iter().filter(|(c, _)| **c != class) {
+            let best = kernels.iter().filter_map(|k| Some((needs(&cost, *k)?, Some(*k)))).min_by(|a, b| a.0.total_cmp(&b.0));
+            if let Some(best) = best.filter(|b| cost.get(c).is_none_or(|known| b.0 < known.0)) {
+                cost.insert(*c, best);
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    let other = all.by_class.get(&class)?.iter().filter(|k| **k != chosen).filter_map(|k| Some((needs(&cost, *k)?, *k)));
+    let name = |k: &usize| -> Option<String> {
+        let ops = all.kernels[*k].members.iter().filter_map(|(_, t)| match &t.head {
+            Head::Op(op) if !fuse::is_free(op) => Some(op.mnemonic()),
+            _ => None,
+        });
+        let ops: Vec<&str> = ops.collect();
+        (!ops.is_empty()).then(|| ops.join("_"))
+    };
+    // The same work behind a view is no other way.
+    let same = |first: usize| {
+        let (mut work, mut stack) = (vec![], vec![first]);
+        while let Some(k) = stack.pop() {
+            work.extend(name(&k));
+            stack.extend(all.kernels[k].args.iter().filter_map(|a| cost.get(a)?.1));
+        }
+        work == name(&chosen).into_iter().collect::<Vec<_>>()
+    };
+    let (price, first) = other.filter(|(_, k)| !same(*k)).min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let (mut kernels, mut stack) = (vec![], vec![first]);
+    while let Some(k) = stack.pop() {
+        kernels.push(k);
+        stack.extend(all.kernels[k].args.iter().filter_map(|a| cost.get(a)?.1));
+    }
+    // Kernels that only the chosen one reads go with it.
+    let readers = |a: &Id| choice.chosen.iter().filter(|(_, k)| all.kernels[*k].args.contains(a)).count();
+    let freed = all.kernels[chosen].args.iter().filter(|a| readers(a) == 1 && !kernels.iter().any(|k| all.kernels[*k].args.contains(a)));
+    let freed: f64 = freed.filter_map(|a| choice.chosen.iter().find(|(c, _)| c == a)).map(|(_, k)| all.kernels[*k].cost).sum();
+    Some((kernels.iter().rev().filter_map(name).collect::<Vec<_>>().join(" + "), price - freed - all.kernels[chosen].cost))
 }

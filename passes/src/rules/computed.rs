@@ -1,7 +1,7 @@
 //! Rules whose right-hand side is computed: views compose, and pointwise ops pass through what only repeats or moves.
 use crate::eqsat::{Facts, Head, Term};
 use egg::{EGraph, Id};
-use pavage_ir::{Dim, Op, Real, ScalarFn, attr::ReduceFn};
+use pavage_ir::{DType, Dim, Op, Real, ScalarFn, attr::ReduceFn};
 
 /// The e-graph these rules run on.
 pub type Egraph = EGraph<Term, Facts>;
@@ -131,9 +131,9 @@ fn saturating_cast(e: &Egraph, term: &Term) -> Vec<Build> {
     found
 }
 
-/// `softmax(scale * q k^T + mask) v` from its parts, whatever scales and masks the scores; q and k may be scaled themselves, and
-/// the softmax may be computed in a wider dtype. Rounding differs: the parts round scores and probabilities to their dtypes,
-/// `attention` keeps them wide.
+/// `softmax(scale * q k^T + mask) v` from its parts, whatever scales and masks the scores: before the product or after
+/// it, by adding or by choosing minus infinity; the softmax may be computed in a wider dtype. Rounding differs: the parts
+/// round scores and probabilities to their dtypes, `attention` keeps them wide.
 fn attention(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(Op::MatMul { out }) = op(term) else { return vec![] };
     let rank = e[term.args[0]].data.ty.rank();
@@ -144,24 +144,20 @@ fn attention(e: &Egraph, term: &Term) -> Vec<Build> {
     let mut found = vec![];
     for (scaled, mask) in converted(e, scores).into_iter().flat_map(|s| masked(e, s)) {
         // A mask made narrower could overflow; one that was made wider goes back.
-        let mask = match mask.map(|m| converted(e, m).into_iter().find(|m| e[*m].data.ty.dtype == *out)) {
-            Some(None) => continue,
-            Some(found) => found,
-            None => None,
+        let mask = match mask {
+            Some(Mask::Add(m)) => match converted(e, m).into_iter().find(|m| e[*m].data.ty.dtype == *out) {
+                Some(m) => Some(Mask::Add(m)),
+                None => continue,
+            },
+            mask => mask,
         };
         for (product, scale) in scaled_by(e, scaled) {
-            for node in nodes(e, product) {
-                let Some(Op::MatMul { .. }) = op(node) else { continue };
-                if e[node.args[0]].data.ty.dtype != *out {
-                    continue;
-                }
-                let mut swap: Vec<usize> = (0..rank).collect();
-                swap.swap(rank - 2, rank - 1);
-                for (q, by_q) in scaled_by(e, node.args[0]) {
-                    for (k, by_k) in scaled_by(e, node.args[1]) {
-                        let keys = Build::Op(Op::Transpose { perm: swap.clone() }, vec![Build::Class(k)]);
-                        let operands = [Build::Class(q), keys, Build::Class(term.args[1])].into_iter().chain(mask.map(Build::Class));
-                        found.push(Build::Op(Op::Attention { scale: Real::new(scale * by_q * by_k) }, operands.collect()));
+            for node in nodes(e, product).filter(|n| matches!(op(n), Some(Op::MatMul { .. })) && e[n.args[0]].data.ty.dtype == *out) {
+                for (q, of_q) in scaled_by(e, node.args[0]) {
+                    for (keys, of_k) in keys(e, node.args[1], rank) {
+                        let mask = mask.as_ref().map(|m| m.build(e, *out));
+                        let operands = [Build::Class(q), keys, Build::Class(term.args[1])].into_iter().chain(mask);
+                        found.push(Build::Op(Op::Attention { scale: Real::new(scale * of_q * of_k) }, operands.collect()));
                     }
                 }
             }
@@ -176,12 +172,41 @@ fn converted(e: &Egraph, id: Id) -> Vec<Id> {
     [id].into_iter().chain(casts.map(|n| n.args[0])).collect()
 }
 
-/// The class whose softmax along the last axis `id` is.
+/// What `id` is the transpose of along its last two axes, with the factor that scales it there.
+fn keys(e: &Egraph, id: Id, rank: usize) -> Vec<(Build, f64)> {
+    let mut swap: Vec<usize> = (0..rank).collect();
+    swap.swap(rank - 2, rank - 1);
+    let turned = |(k, scale): (Id, f64)| (Build::Op(Op::Transpose { perm: swap.clone() }, vec![Build::Class(k)]), scale);
+    let mut found: Vec<(Build, f64)> = scaled_by(e, id).into_iter().map(turned).collect();
+    for n in nodes(e, id) {
+        if let Some(Op::Transpose { perm }) = op(n) {
+            // Scaled before it was transposed.
+            let perm: Vec<usize> = swap.iter().map(|&p| perm[p]).collect();
+            let scaled = scaled_by(e, n.args[0]).into_iter().filter(|(k, _)| *k != n.args[0]);
+            found.extend(scaled.map(|(k, scale)| (Build::Op(Op::Transpose { perm: perm.clone() }, vec![Build::Class(k)]), scale)));
+        }
+    }
+    found
+}
+
+/// The class whose softmax along the last axis `id` is: a quotient, or a product with the reciprocal.
 fn softmax_of(e: &Egraph, id: Id, last: usize) -> Option<Id> {
-    nodes(e, id).find_map(|quotient| {
-        let Some(Op::Map(ScalarFn::Div)) = op(quotient) else { return None };
-        let sum = reduced(e, quotient.args[1], ReduceFn::Sum, last)?;
-        if sum != quotient.args[0] {
+    let quotient = |n: &Term| -> Vec<(Id, Id)> {
+        match op(n) {
+            Some(Op::Map(ScalarFn::Div)) => reduced(e, n.args[1], ReduceFn::Sum, last).map(|sum| (n.args[0], sum)).into_iter().collect(),
+            Some(Op::Map(ScalarFn::Mul)) => {
+                let recip = |of: Id| {
+                    let base = nodes(e, of).find(|n| matches!(op(n), Some(Op::Broadcast { .. })))?.args[0];
+                    let sum = nodes(e, base).find(|n| matches!(op(n), Some(Op::Map(ScalarFn::Recip))))?.args[0];
+                    sum_of(e, sum, ReduceFn::Sum, last)
+                };
+                [(0, 1), (1, 0)].into_iter().filter_map(|(x, y)| Some((n.args[x], recip(n.args[y])?))).collect()
+            }
+            _ => vec![],
+        }
+    };
+    nodes(e, id).flat_map(quotient).find_map(|(of, sum)| {
+        if sum != of {
             return None;
         }
         let exp = nodes(e, sum).find(|n| matches!(op(n), Some(Op::Map(ScalarFn::Exp))))?;
@@ -190,19 +215,66 @@ fn softmax_of(e: &Egraph, id: Id, last: usize) -> Option<Id> {
     })
 }
 
-/// The class that `id` is the broadcast reduction of, along `axis` alone.
-fn reduced(e: &Egraph, id: Id, f: ReduceFn, axis: usize) -> Option<Id> {
-    let base = nodes(e, id).find(|n| matches!(op(n), Some(Op::Broadcast { .. })))?.args[0];
-    nodes(e, base).find_map(|n| match op(n) {
+/// The class that `id` is the reduction of, along `axis` alone.
+fn sum_of(e: &Egraph, id: Id, f: ReduceFn, axis: usize) -> Option<Id> {
+    nodes(e, id).find_map(|n| match op(n) {
         Some(Op::Reduce { f: g, axes }) if *g == f && axes.as_slice() == [axis] => Some(n.args[0]),
         _ => None,
     })
 }
 
-/// A class as itself, and as a sum with a mask.
-fn masked(e: &Egraph, id: Id) -> Vec<(Id, Option<Id>)> {
-    let sums = nodes(e, id).filter(|n| matches!(op(n), Some(Op::Map(ScalarFn::Add))));
-    [(id, None)].into_iter().chain(sums.flat_map(|n| [(n.args[0], Some(n.args[1])), (n.args[1], Some(n.args[0]))])).collect()
+/// The class that `id` is the broadcast reduction of, along `axis` alone.
+fn reduced(e: &Egraph, id: Id, f: ReduceFn, axis: usize) -> Option<Id> {
+    let base = nodes(e, id).find(|n| matches!(op(n), Some(Op::Broadcast { .. })))?.args[0];
+    sum_of(e, base, f, axis)
+}
+
+/// What is added to scores before the softmax.
+enum Mask {
+    /// This.
+    Add(Id),
+    /// Zero where the condition holds, else minus infinity. `swapped`: the other way round.
+    Keep { cond: Id, low: Id, swapped: bool },
+}
+
+impl Mask {
+    /// In dtype `out`, which has both zero and minus infinity.
+    fn build(&self, e: &Egraph, out: DType) -> Build {
+        match self {
+            Mask::Add(m) => Build::Class(*m),
+            Mask::Keep { cond, low, swapped } => {
+                let ty = &e[*low].data.ty;
+                // Zeros of this type: the size 0, repeated.
+                let zero = Build::Op(Op::Dims { values: vec![Dim::ZERO] }, vec![]);
+                let zero = Build::Op(Op::Reshape { shape: vec![Dim::one(); ty.rank()] }, vec![zero]);
+                let zero = Build::Op(Op::Broadcast { shape: ty.shape.clone() }, vec![Build::Op(Op::Cast { to: ty.dtype }, vec![zero])]);
+                let low = Build::Class(*low);
+                let (yes, no) = if *swapped { (low, zero) } else { (zero, low) };
+                let mask = Build::Op(Op::Map(ScalarFn::Select), vec![Build::Class(*cond), yes, no]);
+                if ty.dtype == out { mask } else { Build::Op(Op::Cast { to: out }, vec![mask]) }
+            }
+        }
+    }
+}
+
+/// A class as itself, as a sum with a mask, and as a choice between it and minus infinity. Any other number that stands
+/// for minus infinity would not do: where a whole row is masked, the scores would show through the sum.
+fn masked(e: &Egraph, id: Id) -> Vec<(Id, Option<Mask>)> {
+    let mut found = vec![(id, None)];
+    for n in nodes(e, id) {
+        let low = |i: usize| e[n.args[i]].data.uniform == Some(f64::NEG_INFINITY.to_bits());
+        match op(n) {
+            Some(Op::Map(ScalarFn::Add)) => found.extend([(n.args[0], Some(Mask::Add(n.args[1]))), (n.args[1], Some(Mask::Add(n.args[0])))]),
+            Some(Op::Map(ScalarFn::Select)) if low(2) => {
+                found.push((n.args[1], Some(Mask::Keep { cond: n.args[0], low: n.args[2], swapped: false })));
+            }
+            Some(Op::Map(ScalarFn::Select)) if low(1) => {
+                found.push((n.args[2], Some(Mask::Keep { cond: n.args[0], low: n.args[1], swapped: true })));
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// A class as itself times 1, and as a multiple of another.
