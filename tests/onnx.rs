@@ -6,6 +6,8 @@
 //! `PAVAGE_NODES_THIRD=1` runs a third, always the same; `BLESS=1` rewrites the list, as far as tests were run.
 //!
 //! Tests run in processes of their own, one a core: what crashes or hangs is one failure.
+#[path = "support/coverage.rs"]
+mod coverage;
 #[path = "support/nodes.rs"]
 mod nodes;
 #[path = "support/workers.rs"]
@@ -139,4 +141,33 @@ fn node_tests() {
         return bless(&outcomes, listed);
     }
     assert!(strays.is_empty(), "against tests/onnx_excluded.txt:\n{}", strays.join("\n"));
+}
+
+fn operators() -> PathBuf {
+    repository().join("docs/ops.md")
+}
+
+/// The table of operators as it should be.
+fn table() -> String {
+    let names = |list: &str| {
+        let text = std::fs::read_to_string(repository().join(list)).unwrap_or_default();
+        text.lines().filter_map(|line| line.split_once('\t')).map(|(name, _)| name.to_string()).collect()
+    };
+    coverage::table(&folder(), &names("tests/onnx_excluded.txt"), &names("tests/onnx_excluded_cuda.txt"))
+}
+
+/// docs/ops.md has the operators that are read, and what the lists of failing tests say of them. `BLESS=1` rewrites it.
+#[test]
+fn the_table_of_operators_is_true() {
+    let bless = std::env::var_os("BLESS").is_some() && folder().exists();
+    if bless {
+        std::fs::create_dir_all(repository().join("docs")).unwrap();
+        std::fs::write(operators(), table()).unwrap();
+    }
+    let found = std::fs::read_to_string(operators()).unwrap_or_default();
+    let mut rows = coverage::registered(&found);
+    rows.sort();
+    let help = "docs/ops.md is out of date: BLESS=1 cargo test --test onnx the_table";
+    assert!(rows == coverage::registry(), "{help}");
+    assert!(!folder().exists() || found == table(), "{help}");
 }
