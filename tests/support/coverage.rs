@@ -13,7 +13,7 @@ Which operators of ONNX Pavage compiles. `BLESS=1 cargo test --test onnx` writes
 - **Element types**: of inputs and outputs in the node tests that pass.
 - **CPU**: how many of ONNX's own node tests of the operator pass, compiled, fused and unfused (`tests/onnx_excluded.txt` says
   why others do not). Tests of its function body are not counted; `-` stands where the suite has no test.
-- **GPU**: how many pass on a GPU, fused and unfused (`tests/onnx_excluded_cuda.txt` has the others).
+- **GPU**: how many pass on a GPU, in the fused plan (`tests/onnx_excluded_cuda.txt` has the others).
 ";
 
 /// What a test's model is made of.
