@@ -727,7 +727,7 @@ fn clip(g: &mut Gen) -> Option<()> {
     let bound = |n: f64| if x.float() { Scalar::F(n) } else { Scalar::I(n as i128) };
     let lo = g.initializer(&Tensor::scalar(x.dtype, bound(-2.0)));
     let hi = g.initializer(&Tensor::scalar(x.dtype, bound(3.0)));
-    let out = Val { most: x.most.min(3.0), least: x.least.max(-2.0).min(3.0), ..x.clone() };
+    let out = Val { most: x.most.min(3.0), least: x.least.clamp(-2.0, 3.0), ..x.clone() };
     match g.rng.below(3) {
         0 => g.emit("Clip", &[&x.name, &lo, &hi], &[], out).map(drop),
         1 => g.emit("Clip", &[&x.name, "", &hi], &[], Val { most: x.most.max(3.0), least: x.least.min(3.0), ..x.clone() }).map(drop),

@@ -124,7 +124,7 @@ impl Fold {
                 // Halves joined, as long as there are any.
                 let mut best = acc.to_vec();
                 let mut n = n as u16;
-                while n > 2 && n % 2 == 0 {
+                while n > 2 && n.is_multiple_of(2) {
                     n /= 2;
                     let half = |b: &mut Builder, from: u16| -> Vec<Val> {
                         let lanes: Vec<u16> = (from..from + n).collect();

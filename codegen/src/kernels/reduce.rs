@@ -37,11 +37,16 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let lanes = vector_lanes(&flat, target);
     let (axis, across) = pick_axis(&env, &roots, lanes);
     let extent = axes[axes.len() - 1].as_const();
+    // Operands that are the same for every row stay in cache: only where there are no others do they decide.
+    let per_row = |d: &Dim| env.axes_of_dim(d) & ((1 << parallel) - 1) != 0;
+    let in_rows = |d: &Dim| env.axes_of_dim(d) >> parallel != 0;
+    let loads = flat.exprs.iter().filter_map(|(e, _)| if let Expr::Load { index, .. } = e { Some(index[0].clone()) } else { None });
+    let mut places: Vec<Dim> = loads.chain((0..flat.outputs.len()).map(|i| env.out_address(i))).filter(in_rows).collect();
+    if places.iter().any(per_row) {
+        places.retain(per_row);
+    }
     let contiguous = |k: usize| {
-        let steps = flat.exprs.iter().filter_map(|(e, _)| match e {
-            Expr::Load { index, .. } if env.axes_of_dim(&index[0]) >> parallel != 0 => Some(env.lanes_along(&index[0], k, None)),
-            _ => None,
-        });
+        let steps = places.iter().map(|d| env.lanes_along(d, k, None));
         steps.fold((0, 0), |(good, bad), s| match s {
             Lanes::Step(1) => (good + 1, bad),
             Lanes::Step(0) => (good, bad),

@@ -11,7 +11,7 @@ use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// States kept at one class.
-pub const MAX_STATES: usize = 4096;
+pub const MAX_STATES: usize = 16384;
 
 /// How kernels are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
