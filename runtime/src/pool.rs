@@ -61,6 +61,8 @@ struct Shared {
     asleep: Box<[Padded<AtomicU32>]>,
     in_run: AtomicBool,
     stop: AtomicBool,
+    /// Workers that have started.
+    started: AtomicUsize,
 }
 
 // SAFETY: `region` is written only between regions and read only by holders of a chunk; see the
@@ -123,16 +125,23 @@ impl Pool {
             asleep: (0..threads).map(|_| Padded(AtomicU32::new(0))).collect(),
             in_run: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            started: AtomicUsize::new(0),
         });
         let mut workers = Vec::new();
         for id in 1..threads {
             let shared = shared.clone();
-            let worker = std::thread::Builder::new().name(format!("pavage-{id}")).spawn(move || shared.work(id)).map_err(|e| Error::Device {
-                device: "cpu".into(),
-                what: "starting a thread".into(),
-                why: e.to_string(),
-            })?;
+            let worker = std::thread::Builder::new()
+                .name(format!("pavage-{id}"))
+                .spawn(move || {
+                    shared.started.fetch_add(1, Release);
+                    shared.work(id)
+                })
+                .map_err(|e| Error::Device { device: "cpu".into(), what: "starting a thread".into(), why: e.to_string() })?;
             workers.push(worker);
+        }
+        // A thread allocates as it starts; a run should not see that.
+        while shared.started.load(Acquire) < workers.len() {
+            std::thread::yield_now();
         }
         let cores = std::thread::available_parallelism().map_or(threads, |n| n.get());
         Ok(Pool { shared, workers, cores })
