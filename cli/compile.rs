@@ -1,12 +1,14 @@
 //! `pavage compile`: a model to an artifact.
+use super::inputs::Given;
 use super::load::opt_level;
 use super::progress::{Bar, Dumps};
 use super::{Done, Failure, remark, say, say_json, text};
 use clap::ValueEnum;
-use pavage::{CompileOptions, Emit, OptLevel, ShapeArg, Source, Verify, compile};
+use pavage::bisect::{Finding, Suspect, bisect};
+use pavage::{Artifact, CompileOptions, Device, Emit, OptLevel, Options, ShapeArg, Source, Verify, compile};
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// `pavage compile`
@@ -38,9 +40,12 @@ pub(crate) struct Args {
     /// Print a stage instead of writing an artifact.
     #[arg(long)]
     emit: Option<EmitArg>,
-    /// Check each fused kernel against the reference evaluator.
+    /// Check each fused kernel against the reference evaluator, on random data.
     #[arg(long)]
     verify: bool,
+    /// Check each launch of each plan on these inputs too (keys NAME or in:NAME), on this machine's CPU.
+    #[arg(long, value_name = "FILE.npz", requires = "verify", conflicts_with = "emit")]
+    verify_inputs: Option<PathBuf>,
     /// Says what always holds: there is no fallback, work without a kernel is an error.
     #[arg(long)]
     deny_fallback: bool,
@@ -114,6 +119,9 @@ pub(crate) fn main(args: &Args) -> Done {
     compiled.save(&output)?;
     let artifact = compiled.open()?;
     let plans: Vec<_> = artifact.manifest().plans.iter().collect();
+    if let Some(inputs) = &args.verify_inputs {
+        verify_on(&args.model, &artifact, &Given::archive(inputs)?)?;
+    }
     // Targets differ in kernels rarely; a plan that is the same for all is said once.
     let counts: BTreeSet<String> = plans.iter().map(|p| format!("{} ({})", p.name, text::count(p.kernels.len(), "kernel"))).collect();
     if args.json {
@@ -135,5 +143,20 @@ pub(crate) fn main(args: &Args) -> Done {
         args.targets.join(", "),
         text::time(took.as_nanos() as f64),
     ));
+    Ok(())
+}
+
+/// Every launch of each plan that this machine's CPU runs, on the user's inputs, against the reference evaluator.
+fn verify_on(model: &Path, artifact: &Artifact, given: &Given) -> Done {
+    let inputs = given.resolve(artifact)?;
+    let names: BTreeSet<&str> = artifact.manifest().plans.iter().map(|p| p.name.as_str()).collect();
+    for name in names {
+        let options = Options { plan: name.into(), ..Options::default() };
+        let suspect = Suspect { model: Source::Path(model), artifact, device: Device::Cpu, options: &options, inputs: &inputs, accepts: &|_| true };
+        if let Finding::Kernel(culprit) = bisect(&suspect)? {
+            let nodes = culprit.sources.join(", ");
+            return Err(Failure::verification(format!("plan `{name}`, kernel `{}` (from {nodes}): {}", culprit.kernel, culprit.difference)));
+        }
+    }
     Ok(())
 }

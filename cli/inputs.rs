@@ -75,6 +75,11 @@ impl Given {
         Given::read(&Args { single: Vec::new(), inputs: None, case: Some(path.into()) })
     }
 
+    /// Inputs of an archive: keys `NAME` or `in:NAME`.
+    pub(crate) fn archive(path: &Path) -> Result<Self, Failure> {
+        Given::read(&Args { single: Vec::new(), inputs: Some(path.into()), case: None })
+    }
+
     /// Whether nothing was given.
     pub(crate) fn is_empty(&self) -> bool {
         self.arrays.is_empty() && self.numbers.is_empty()

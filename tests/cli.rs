@@ -93,6 +93,15 @@ fn verify_replays_each_fused_kernel() {
     assert_eq!(ran["verified"], true);
     let skipped = ran["notes"].as_array().unwrap().iter().filter(|n| n.as_str().unwrap().contains("not verified"));
     assert_eq!(skipped.count(), 0, "{ran}");
+
+    let (images, _) = pictures();
+    let inputs = dir.join("in.npz");
+    write_npz(&inputs, &[("image", &[450, 1, 8, 8], &images)]);
+    let on = |inputs: &Path| pavage(["compile", DIGITS, "-o", path.to_str().unwrap(), "--verify", "--verify-inputs", inputs.to_str().unwrap()]);
+    on(&inputs).exits(0);
+    let other = dir.join("other.npz");
+    write_npz(&other, &[("picture", &[450, 1, 8, 8], &images)]);
+    assert!(on(&other).exits(1).stderr.contains("picture"));
 }
 
 #[test]
