@@ -4,7 +4,7 @@ use crate::onnx::{
     build::{Builder, Res, Val, invalid, missing},
     cx::Cx,
 };
-use pavage_ir::{DType, Dim, Op, ScalarFn, attr::ReduceFn};
+use pavage_ir::{DType, Dim, Op, Scalar, ScalarFn, Tensor, attr::ReduceFn};
 
 /// How a value between pixels is made from those around it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,8 +26,9 @@ enum Outside {
     },
 }
 
-/// One pixel along one axis that a sample is made of: where (i64), its weight, and whether it is there at all.
-struct Tap {
+/// The `k` pixels that each of `p` samples is made of, each `[n, k, p]`: where (i64), their weights where they have any but
+/// 1, and where it matters whether they are there at all.
+struct Taps {
     at: Val,
     weight: Option<Val>,
     inside: Option<Val>,
@@ -78,20 +79,38 @@ fn reflect(b: &mut Builder, v: Val, n: &Dim, corners: bool) -> Res<Val> {
     b.with_number(ScalarFn::Add, v, low)
 }
 
-/// `((c3 d + c2) d + c1) d + c0`.
-fn cubic(b: &mut Builder, d: Val, [c3, c2, c1, c0]: [f64; 4]) -> Res<Val> {
-    let mut v = b.with_number(ScalarFn::Mul, d, c3)?;
-    for c in [c2, c1] {
-        v = b.with_number(ScalarFn::Add, v, c)?;
-        v = b.map(ScalarFn::Mul, &[v, d])?;
-    }
-    b.with_number(ScalarFn::Add, v, c0)
+/// A number for each of several taps: `[1, k, 1]`.
+fn each_tap(b: &mut Builder, dtype: DType, numbers: &[f64]) -> Val {
+    b.constant(Tensor::from_scalars(dtype, [1, numbers.len(), 1], numbers.iter().map(|v| Scalar::F(*v))))
 }
 
-/// The pixels that a sample at coordinate `x` of an axis of `n` pixels reads.
-fn taps(b: &mut Builder, x: Val, n: &Dim, mode: Mode, outside: Outside) -> Res<Vec<Tap>> {
-    let dtype = b.dtype(x);
-    let mut x = if mode == Mode::Nearest { b.map(ScalarFn::Round, &[x])? } else { x };
+/// `((c3 d + c2) d + c1) d + c0` with coefficients `[c3, c2, c1, c0]` of each tap.
+fn polynomial(b: &mut Builder, d: Val, coefficients: &[[f64; 4]]) -> Res<Val> {
+    let dtype = b.dtype(d);
+    let mut column = |i: usize| each_tap(b, dtype, &coefficients.iter().map(|c| c[i]).collect::<Vec<_>>());
+    let [c3, c2, c1, c0] = [column(0), column(1), column(2), column(3)];
+    let mut v = b.pointwise(ScalarFn::Mul, &[d, c3])?;
+    for c in [c2, c1] {
+        v = b.pointwise(ScalarFn::Add, &[v, c])?;
+        v = b.map(ScalarFn::Mul, &[v, d])?;
+    }
+    b.pointwise(ScalarFn::Add, &[v, c0])
+}
+
+/// Weights of the pixels below and above a sample that lies `t`, `[n, 1, p]`, above the first: `[n, 2, p]`.
+fn between(b: &mut Builder, t: Val) -> Res<Val> {
+    let (slope, start) = (each_tap(b, b.dtype(t), &[-1.0, 1.0]), each_tap(b, b.dtype(t), &[1.0, 0.0]));
+    let v = b.pointwise(ScalarFn::Mul, &[t, slope])?;
+    b.pointwise(ScalarFn::Add, &[v, start])
+}
+
+/// The pixels that samples at coordinates `x`, `[n, p]`, of an axis of `n` pixels read.
+fn taps(b: &mut Builder, x: Val, n: &Dim, mode: Mode, outside: Outside) -> Res<Taps> {
+    let (dtype, points) = (b.dtype(x), b.shape(x));
+    let mut x = b.reshape(x, vec![points[0].clone(), Dim::one(), points[1].clone()])?;
+    if mode == Mode::Nearest {
+        x = b.map(ScalarFn::Round, &[x])?;
+    }
     if outside != Outside::Zeros {
         let corners = outside != Outside::Reflection { corners: false };
         // Up to half a pixel beyond the edge, pixels are still whole.
@@ -107,111 +126,107 @@ fn taps(b: &mut Builder, x: Val, n: &Dim, mode: Mode, outside: Outside) -> Res<V
         x = b.map(ScalarFn::Select, &[out, back, x])?;
     }
     let base = if mode == Mode::Nearest { x } else { b.map(ScalarFn::Floor, &[x])? };
-    let t = b.map(ScalarFn::Sub, &[x, base])?;
     let offsets: &[f64] = match mode {
         Mode::Nearest => &[0.0],
         Mode::Linear => &[0.0, 1.0],
         Mode::Cubic => &[-1.0, 0.0, 1.0, 2.0],
     };
-    let mut out = vec![];
-    for offset in offsets {
-        let at = if *offset == 0.0 { base } else { b.with_number(ScalarFn::Add, base, *offset)? };
-        let inside = if outside == Outside::Zeros {
-            let end = float_dim(b, n, dtype)?;
-            let (from, to) = (b.with_number(ScalarFn::Ge, at, 0.0)?, b.pointwise(ScalarFn::Lt, &[at, end])?);
-            Some(b.map(ScalarFn::And, &[from, to])?)
-        } else {
-            None
-        };
-        let at = match outside {
-            Outside::Reflection { corners } => reflect(b, at, n, corners)?,
-            _ => at,
-        };
-        let at = clamp(b, at, n)?;
-        let at = b.cast(at, DType::I64)?;
-        let weight = match mode {
-            Mode::Nearest => None,
-            Mode::Linear if *offset == 0.0 => {
-                let minus = b.map(ScalarFn::Neg, &[t])?;
-                Some(b.with_number(ScalarFn::Add, minus, 1.0)?)
-            }
-            Mode::Linear => Some(t),
-            Mode::Cubic => {
-                let d = b.with_number(ScalarFn::Sub, t, *offset)?;
-                let d = b.map(ScalarFn::Abs, &[d])?;
-                // Keys' kernel with a = -0.75, its part near the centre and the one beyond.
-                let a = -0.75;
-                let near = *offset == 0.0 || *offset == 1.0;
-                Some(cubic(b, d, if near { [a + 2.0, -(a + 3.0), 0.0, 1.0] } else { [a, -5.0 * a, 8.0 * a, -4.0 * a] })?)
-            }
-        };
-        out.push(Tap { at, weight, inside });
-    }
-    Ok(out)
+    let offsets = each_tap(b, dtype, offsets);
+    let at = b.pointwise(ScalarFn::Add, &[base, offsets])?;
+    let inside = if outside == Outside::Zeros {
+        let end = float_dim(b, n, dtype)?;
+        let (from, to) = (b.with_number(ScalarFn::Ge, at, 0.0)?, b.pointwise(ScalarFn::Lt, &[at, end])?);
+        Some(b.map(ScalarFn::And, &[from, to])?)
+    } else {
+        None
+    };
+    let at = match outside {
+        Outside::Reflection { corners } => reflect(b, at, n, corners)?,
+        _ => at,
+    };
+    let at = clamp(b, at, n)?;
+    let at = b.cast(at, DType::I64)?;
+    let t = b.map(ScalarFn::Sub, &[x, base])?;
+    let weight = match mode {
+        Mode::Nearest => None,
+        Mode::Linear => Some(between(b, t)?),
+        Mode::Cubic => {
+            let d = b.pointwise(ScalarFn::Sub, &[t, offsets])?;
+            let d = b.map(ScalarFn::Abs, &[d])?;
+            // Keys' kernel with a = -0.75, its part near the centre and the one beyond.
+            let a = -0.75;
+            let (near, far) = ([a + 2.0, -(a + 3.0), 0.0, 1.0], [a, -5.0 * a, 8.0 * a, -4.0 * a]);
+            Some(polynomial(b, d, &[far, near, near, far])?)
+        }
+    };
+    Ok(Taps { at, weight, inside })
 }
 
-/// Pixels `x[n, c, spatial...]` at flat spatial positions `at[n, p]`: `[n, c, p]`.
-fn pixels(b: &mut Builder, x: Val, at: Val) -> Res<Val> {
-    let (shape, points) = (b.shape(x), b.shape(at));
+/// Every way to take one tap of `major` and one of `minor`, an axis of `extent` pixels, where their samples are the same.
+fn crossed(b: &mut Builder, major: &Taps, minor: &Taps, extent: &Dim) -> Res<Taps> {
+    let extent = b.known_dims(DType::I64, &[], vec![extent.clone()]);
+    let row = b.pointwise(ScalarFn::Mul, &[major.at, extent])?;
+    let mut cross = |f: ScalarFn, x: Val, y: Val| {
+        let (a, z) = (b.shape(x), b.shape(y));
+        let x = b.reshape(x, vec![a[0].clone(), a[1].clone(), Dim::one(), a[2].clone()])?;
+        let y = b.reshape(y, vec![z[0].clone(), Dim::one(), z[1].clone(), z[2].clone()])?;
+        let v = b.pointwise(f, &[x, y])?;
+        b.reshape(v, vec![a[0].clone(), a[1].clone() * z[1].clone(), a[2].clone()])
+    };
+    let at = cross(ScalarFn::Add, row, minor.at)?;
+    let mut both = |f: ScalarFn, x: Option<Val>, y: Option<Val>| match (x, y) {
+        (Some(x), Some(y)) => cross(f, x, y).map(Some),
+        (x, y) => Ok(x.or(y)),
+    };
+    let weight = both(ScalarFn::Mul, major.weight, minor.weight)?;
+    let inside = both(ScalarFn::And, major.inside, minor.inside)?;
+    Ok(Taps { at, weight, inside })
+}
+
+/// What `f` makes of the pixels of `x[n, c, spatial...]` that samples are made of, by their weights: `[n, c, p]`.
+fn combine(b: &mut Builder, x: Val, taps: &Taps, f: ReduceFn) -> Res<Val> {
+    let (shape, tapped) = (b.shape(x), b.shape(taps.at));
     let area: Dim = shape[2..].iter().cloned().product();
     let flat = b.reshape(x, vec![shape[0].clone(), shape[1].clone(), area])?;
-    let at = b.reshape(at, vec![points[0].clone(), Dim::one(), points[1].clone()])?;
-    let at = b.broadcast_to(at, &[shape[0].clone(), shape[1].clone(), points[1].clone()])?;
-    b.emit(Op::GatherElements { axis: 2 }, &[flat, at])
-}
-
-/// Every way to take one tap of each axis: flat position, weight, and whether all are inside.
-fn combinations(b: &mut Builder, axes: &[Vec<Tap>], extents: &[Dim]) -> Res<Vec<Tap>> {
-    let mut all: Vec<Tap> = vec![];
-    for (k, (taps, extent)) in axes.iter().zip(extents).enumerate() {
-        let before = std::mem::take(&mut all);
-        if k == 0 {
-            all.extend(taps.iter().map(|t| Tap { at: t.at, weight: t.weight, inside: t.inside }));
-            continue;
-        }
-        let n = b.known_dims(DType::I64, &[], vec![extent.clone()]);
-        for head in &before {
-            let row = b.pointwise(ScalarFn::Mul, &[head.at, n])?;
-            for tap in taps {
-                let mut both = |f: ScalarFn, x: Option<Val>, y: Option<Val>| match (x, y) {
-                    (Some(x), Some(y)) => b.pointwise(f, &[x, y]).map(Some),
-                    (x, y) => Ok(x.or(y)),
-                };
-                let weight = both(ScalarFn::Mul, head.weight, tap.weight)?;
-                let inside = both(ScalarFn::And, head.inside, tap.inside)?;
-                all.push(Tap { at: b.pointwise(ScalarFn::Add, &[row, tap.at])?, weight, inside });
-            }
-        }
+    let reads = tapped[1].clone() * tapped[2].clone();
+    let at = b.reshape(taps.at, vec![tapped[0].clone(), Dim::one(), reads.clone()])?;
+    let at = b.broadcast_to(at, &[shape[0].clone(), shape[1].clone(), reads])?;
+    let v = b.emit(Op::GatherElements { axis: 2 }, &[flat, at])?;
+    let mut v = b.reshape(v, vec![shape[0].clone(), shape[1].clone(), tapped[1].clone(), tapped[2].clone()])?;
+    let across = |b: &mut Builder, v: Val| {
+        let shape = b.shape(v);
+        b.reshape(v, vec![shape[0].clone(), Dim::one(), shape[1].clone(), shape[2].clone()])
+    };
+    if let Some(weight) = taps.weight {
+        let weight = across(b, weight)?;
+        v = b.pointwise(ScalarFn::Mul, &[v, weight])?;
     }
-    Ok(all)
+    if let Some(inside) = taps.inside {
+        let inside = across(b, inside)?;
+        let zero = b.scalar_like(v, 0.0);
+        v = b.pointwise(ScalarFn::Select, &[inside, v, zero])?;
+    }
+    if !tapped[1].is(1) {
+        v = reduce::reduce(b, f, v, &[2])?;
+    }
+    b.reshape(v, vec![shape[0].clone(), shape[1].clone(), tapped[2].clone()])
 }
 
 /// `x[n, c, spatial...]` at pixel coordinates, one `[n, p]` a spatial axis: `[n, c, p]`.
 fn sample(b: &mut Builder, x: Val, coords: &[Val], mode: Mode, outside: Outside) -> Res<Val> {
     let extents = b.shape(x)[2..].to_vec();
-    let axes = coords.iter().zip(&extents).map(|(c, n)| taps(b, *c, n, mode, outside)).collect::<Res<Vec<_>>>()?;
-    let across = |b: &mut Builder, v: Val| {
-        let shape = b.shape(v);
-        b.reshape(v, vec![shape[0].clone(), Dim::one(), shape[1].clone()])
-    };
-    let mut sum = None;
-    for tap in combinations(b, &axes, &extents)? {
-        let mut v = pixels(b, x, tap.at)?;
-        if let Some(weight) = tap.weight {
-            let weight = across(b, weight)?;
-            v = b.pointwise(ScalarFn::Mul, &[v, weight])?;
-        }
-        if let Some(inside) = tap.inside {
-            let inside = across(b, inside)?;
-            let zero = b.scalar_like(v, 0.0);
-            v = b.pointwise(ScalarFn::Select, &[inside, v, zero])?;
-        }
-        sum = Some(match sum {
-            Some(sum) => b.map(ScalarFn::Add, &[sum, v])?,
-            None => v,
+    let mut all: Option<Taps> = None;
+    for (c, n) in coords.iter().zip(&extents) {
+        let own = taps(b, *c, n, mode, outside)?;
+        all = Some(match all {
+            Some(before) => crossed(b, &before, &own, n)?,
+            None => own,
         });
     }
-    sum.map_or_else(|| invalid("an image without spatial axes"), Ok)
+    match all {
+        Some(taps) => combine(b, x, &taps, ReduceFn::Sum),
+        None => invalid("an image without spatial axes"),
+    }
 }
 
 /// The type that samples are computed in.
@@ -305,9 +320,10 @@ pub(crate) fn affine_grid(cx: &mut Cx) -> Res<Vec<Val>> {
     Ok(vec![cx.cast(y, dtype)?])
 }
 
-/// Samples along one axis of the regions: positions `[r, bins * samples]`, and how many of them count, `[r]`, if not all.
+/// Samples along one axis of the regions: `p = bins * samples` of two pixels each, whether they lie inside, `[r, p]`, and how
+/// many of them count, `[r]`, if not all.
 struct Bins {
-    taps: [Tap; 2],
+    taps: Taps,
     inside: Val,
     samples: Dim,
     counts: Option<Val>,
@@ -349,20 +365,19 @@ fn bins(cx: &mut Cx, [start, end]: [Val; 2], bins: i64, extent: &Dim, ratio: i64
     let step = cx.pointwise(ScalarFn::Mul, &[part, width])?;
     let at = cx.pointwise(ScalarFn::Add, &[at, start])?;
     let at = cx.pointwise(ScalarFn::Add, &[at, step])?;
-    let at = cx.reshape(at, vec![regions, Dim::from(bins) * samples.clone()])?;
+    let at = cx.reshape(at, vec![regions, Dim::one(), Dim::from(bins) * samples.clone()])?;
     let end = float_dim(cx, extent, work)?;
     let (from, to) = (cx.with_number(ScalarFn::Ge, at, -1.0)?, cx.pointwise(ScalarFn::Le, &[at, end])?);
     let inside = cx.map(ScalarFn::And, &[from, to])?;
     let at = clamp(cx, at, extent)?;
     let low = cx.map(ScalarFn::Floor, &[at])?;
     let t = cx.map(ScalarFn::Sub, &[at, low])?;
-    let rest = cx.map(ScalarFn::Neg, &[t])?;
-    let rest = cx.with_number(ScalarFn::Add, rest, 1.0)?;
-    let high = cx.with_number(ScalarFn::Add, low, 1.0)?;
-    let high = clamp(cx, high, extent)?;
-    let (low, high) = (cx.cast(low, DType::I64)?, cx.cast(high, DType::I64)?);
-    let tap = |at, weight| Tap { at, weight: Some(weight), inside: None };
-    Ok(Bins { taps: [tap(low, rest), tap(high, t)], inside, samples, counts })
+    let weight = between(cx, t)?;
+    let above = each_tap(cx, work, &[0.0, 1.0]);
+    let at = cx.pointwise(ScalarFn::Add, &[low, above])?;
+    let at = clamp(cx, at, extent)?;
+    let at = cx.cast(at, DType::I64)?;
+    Ok(Bins { taps: Taps { at, weight: Some(weight), inside: None }, inside, samples, counts })
 }
 
 pub(crate) fn roi_align(cx: &mut Cx) -> Res<Vec<Val>> {
@@ -406,33 +421,23 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Res<Vec<Val>> {
     let image = cx.emit(Op::Gather { axis: 0 }, &[x, batch])?;
     let (down, right) = (Dim::from(height) * rows.samples.clone(), Dim::from(width) * columns.samples.clone());
     let points = down.clone() * right.clone();
-    // Rows run along the second axis of positions, columns along the third.
+    // Rows and columns cross: each sample down with each to the right.
     let spread = |cx: &mut Cx, v: Val, of_row: bool| {
-        let shape = if of_row { [regions.clone(), down.clone(), Dim::one()] } else { [regions.clone(), Dim::one(), right.clone()] };
-        cx.reshape(v, shape.to_vec())
+        let own = cx.shape(v);
+        let (i, j) = if of_row { (down.clone(), Dim::one()) } else { (Dim::one(), right.clone()) };
+        let v = cx.reshape(v, vec![own[0].clone(), own[1].clone(), i, j])?;
+        let v = cx.broadcast_to(v, &[own[0].clone(), own[1].clone(), down.clone(), right.clone()])?;
+        cx.reshape(v, vec![own[0].clone(), own[1].clone(), points.clone()])
     };
-    let flat = |cx: &mut Cx, v: Val, middle: &[Dim]| cx.reshape(v, [std::slice::from_ref(&regions), middle, std::slice::from_ref(&points)].concat());
-    let extent = cx.known_dims(DType::I64, &[], vec![shape[3].clone()]);
-    let mut values = vec![];
-    for (of_row, of_column) in rows.taps.iter().flat_map(|r| columns.taps.iter().map(move |c| (r, c))) {
-        let (i, j) = (spread(cx, of_row.at, true)?, spread(cx, of_column.at, false)?);
-        let i = cx.pointwise(ScalarFn::Mul, &[i, extent])?;
-        let at = cx.pointwise(ScalarFn::Add, &[i, j])?;
-        let at = flat(cx, at, &[])?;
-        let v = pixels(cx, image, at)?;
-        let (Some(a), Some(b)) = (of_row.weight, of_column.weight) else { return invalid("a sample without weights") };
-        let (a, b) = (spread(cx, a, true)?, spread(cx, b, false)?);
-        let weight = cx.pointwise(ScalarFn::Mul, &[a, b])?;
-        let weight = flat(cx, weight, &[Dim::one()])?;
-        values.push(cx.pointwise(ScalarFn::Mul, &[v, weight])?);
-    }
-    let mut v = values[0];
-    for other in &values[1..] {
-        v = cx.map(if mean { ScalarFn::Add } else { ScalarFn::Max }, &[v, *other])?;
-    }
+    let on_points = |cx: &mut Cx, taps: &Taps, of_row: bool| -> Res<Taps> {
+        let weight = taps.weight.map(|v| spread(cx, v, of_row)).transpose()?;
+        Ok(Taps { at: spread(cx, taps.at, of_row)?, weight, inside: None })
+    };
+    let (major, minor) = (on_points(cx, &rows.taps, true)?, on_points(cx, &columns.taps, false)?);
+    let taps = crossed(cx, &major, &minor, &shape[3])?;
+    let mut v = combine(cx, image, &taps, if mean { ReduceFn::Sum } else { ReduceFn::Max })?;
     let (a, b) = (spread(cx, rows.inside, true)?, spread(cx, columns.inside, false)?);
-    let inside = cx.pointwise(ScalarFn::And, &[a, b])?;
-    let inside = flat(cx, inside, &[Dim::one()])?;
+    let inside = cx.map(ScalarFn::And, &[a, b])?;
     let zero = cx.scalar(work, 0.0);
     v = cx.pointwise(ScalarFn::Select, &[inside, v, zero])?;
     let full = [regions.clone(), shape[1].clone(), Dim::from(height), rows.samples.clone(), Dim::from(width), columns.samples.clone()];
