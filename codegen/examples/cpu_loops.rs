@@ -11,7 +11,8 @@ use pavage_codegen::{
 };
 use pavage_ir::{
     Binding, DType, Dim, Expr, ExprId, Heart, Op, Real, Region, Scalar, ScalarFn, Tensor, TensorType,
-    attr::{Activation, Aggregate, CoordMode, Direction, Layout, NearestMode, PoolFn, ReduceFn, ResizeMode},
+    activation::Activation,
+    attr::{Aggregate, CoordMode, Direction, Layout, NearestMode, PoolFn, ReduceFn, ResizeMode},
     op::TypeArgs,
     region::{RegionOutput, Stage, StageFn, Window},
 };

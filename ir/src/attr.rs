@@ -264,21 +264,6 @@ enum_attr! {
         /// Both, results stacked on the direction axis.
         Bidirectional = "bidirectional",
     }
-    /// Activation of a recurrent gate.
-    Activation {
-        /// Logistic function.
-        Sigmoid = "sigmoid",
-        /// Hyperbolic tangent.
-        Tanh = "tanh",
-        /// `max(x, 0)`.
-        Relu = "relu",
-        /// `max(0, min(1, 0.2 x + 0.5))`.
-        HardSigmoid = "hard_sigmoid",
-        /// `x / (1 + |x|)`.
-        Softsign = "softsign",
-        /// `log(1 + e^x)`.
-        Softplus = "softplus",
-    }
     /// How the trees of an ensemble are combined.
     Aggregate {
         /// Sum of the leaves' weights.

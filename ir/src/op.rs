@@ -8,10 +8,8 @@
 //! No op broadcasts: operands of a pointwise op have equal shapes, and `broadcast` is written out.
 use crate::{
     DType, Dim, Graph, ScalarFn, Tensor, TensorType,
-    attr::{
-        Activation, Aggregate, Attr, CoordMode, Direction, Layout, NearestMode, PadMode, PoolFn, Real, ReduceFn, ResizeMode, ScatterFn, Sizes, Symbols,
-        split_top,
-    },
+    activation::Activation,
+    attr::{Aggregate, Attr, CoordMode, Direction, Layout, NearestMode, PadMode, PoolFn, Real, ReduceFn, ResizeMode, ScatterFn, Sizes, Symbols, split_top},
     dim::{Env, Sym},
     ops,
 };

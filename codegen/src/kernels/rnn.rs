@@ -14,10 +14,7 @@ use crate::{
     targets::Target,
     tile::{Access, Buf, Builder, Space, Ty, Val},
 };
-use pavage_ir::{
-    DType, Dim, Heart, Op, Region, Scalar, ScalarFn, Schedule,
-    attr::{Activation, Direction},
-};
+use pavage_ir::{DType, Dim, Heart, Op, Region, Scalar, ScalarFn, Schedule, activation::Activation, attr::Direction};
 
 /// All three layers, hidden and input sizes known.
 pub const FAMILY: Family = Family { name: "rnn", about: "recurrent layers: packed weights, gates in vectors over hidden units", schedules, build };
@@ -520,25 +517,52 @@ impl Run<'_> {
 
     fn activate(&self, b: &mut Builder, f: Activation, v: Val) -> Val {
         let acc = self.layer.acc();
+        let with = |b: &mut Builder, f: ScalarFn, v: Val, x: f64| {
+            let x = b.float(x, acc);
+            b.map(f, &[v, x])
+        };
+        // `below` where v is less than a number, else v.
+        let unless_less = |b: &mut Builder, v: Val, than: f64, below: Val| {
+            let less = with(b, ScalarFn::Lt, v, than);
+            b.map(ScalarFn::Select, &[less, below, v])
+        };
         match f {
             Activation::Sigmoid => b.map(ScalarFn::Sigmoid, &[v]),
             Activation::Tanh => b.map(ScalarFn::Tanh, &[v]),
             Activation::Softplus => b.map(ScalarFn::Softplus, &[v]),
-            Activation::Relu => {
-                let zero = b.float(0.0, acc);
-                b.map(ScalarFn::Max, &[v, zero])
-            }
-            Activation::HardSigmoid => {
-                let (slope, half, zero, one) = (b.float(0.2, acc), b.float(0.5, acc), b.float(0.0, acc), b.float(1.0, acc));
-                let v = b.map(ScalarFn::Mul, &[v, slope]);
-                let v = b.map(ScalarFn::Add, &[v, half]);
-                let v = b.map(ScalarFn::Max, &[v, zero]);
-                b.map(ScalarFn::Min, &[v, one])
-            }
+            Activation::Relu => with(b, ScalarFn::Max, v, 0.0),
             Activation::Softsign => {
-                let (size, one) = (b.map(ScalarFn::Abs, &[v]), b.float(1.0, acc));
-                let size = b.map(ScalarFn::Add, &[size, one]);
+                let size = b.map(ScalarFn::Abs, &[v]);
+                let size = with(b, ScalarFn::Add, size, 1.0);
                 b.map(ScalarFn::Div, &[v, size])
+            }
+            Activation::Affine(alpha, beta) | Activation::HardSigmoid(alpha, beta) => {
+                let v = with(b, ScalarFn::Mul, v, alpha.get());
+                let v = with(b, ScalarFn::Add, v, beta.get());
+                if matches!(f, Activation::Affine(..)) {
+                    return v;
+                }
+                let v = with(b, ScalarFn::Max, v, 0.0);
+                with(b, ScalarFn::Min, v, 1.0)
+            }
+            Activation::ScaledTanh(alpha, beta) => {
+                let v = with(b, ScalarFn::Mul, v, beta.get());
+                let v = b.map(ScalarFn::Tanh, &[v]);
+                with(b, ScalarFn::Mul, v, alpha.get())
+            }
+            Activation::Elu(alpha) => {
+                let below = b.map(ScalarFn::Exp, &[v]);
+                let below = with(b, ScalarFn::Sub, below, 1.0);
+                let below = with(b, ScalarFn::Mul, below, alpha.get());
+                unless_less(b, v, 0.0, below)
+            }
+            Activation::LeakyRelu(alpha) => {
+                let below = with(b, ScalarFn::Mul, v, alpha.get());
+                unless_less(b, v, 0.0, below)
+            }
+            Activation::ThresholdedRelu(alpha) => {
+                let zero = b.float(0.0, acc);
+                unless_less(b, v, alpha.get(), zero)
             }
         }
     }

@@ -5,7 +5,8 @@ use crate::common::{
 };
 use pavage_ir::{
     Binding, DType, Dim, Op, Real, Scalar, Tensor,
-    attr::{Activation, Aggregate, CoordMode, Direction, Layout, NearestMode, ReduceFn, ResizeMode, ScatterFn},
+    activation::Activation,
+    attr::{Aggregate, CoordMode, Direction, Layout, NearestMode, ReduceFn, ResizeMode, ScatterFn},
     dim::{Atom, Sym},
 };
 
@@ -181,12 +182,15 @@ fn scatters() {
 
 fn activations(noise: &mut Noise, n: usize) -> Vec<Activation> {
     // Gates that are bounded, so that no state runs away; others at the end of a cell.
+    let hard = Activation::HardSigmoid(Real::new(0.25), Real::new(0.4));
+    let scaled = Activation::ScaledTanh(Real::new(0.7), Real::new(1.5));
     (0..n)
         .map(|i| {
             if i % 3 == 2 {
-                pick(noise, Activation::ALL)
+                let f = pick(noise, &Activation::all());
+                f.with(&f.parameters().iter().map(|p| Real::new(p.get() * 0.75)).collect::<Vec<_>>()).expect("as many as it has")
             } else {
-                pick(noise, &[Activation::Sigmoid, Activation::HardSigmoid, Activation::Tanh, Activation::Softsign])
+                pick(noise, &[Activation::Sigmoid, hard, Activation::Tanh, Activation::Softsign, scaled])
             }
         })
         .collect()

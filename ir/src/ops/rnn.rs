@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     DType, Dim, Real, Tensor, TensorType,
-    attr::{Activation, Direction},
+    activation::Activation,
+    attr::Direction,
     op::{EvalArgs, TypeArgs},
 };
 
@@ -100,17 +101,6 @@ struct Trace {
     c: Vec<f64>,
 }
 
-fn apply(f: Activation, v: f64) -> f64 {
-    match f {
-        Activation::Sigmoid => 1.0 / (1.0 + libm::exp(-v)),
-        Activation::Tanh => libm::tanh(v),
-        Activation::Relu => v.max(0.0),
-        Activation::HardSigmoid => (0.2 * v + 0.5).clamp(0.0, 1.0),
-        Activation::Softsign => v / (1.0 + v.abs()),
-        Activation::Softplus => v.max(0.0) + libm::log1p(libm::exp(-v.abs())),
-    }
-}
-
 impl Layer {
     fn new(args: &EvalArgs, direction: Direction, clip: Real) -> Self {
         let t = args.tensors;
@@ -191,10 +181,10 @@ pub(crate) fn eval_lstm(args: EvalArgs, direction: &Direction, activations: &[Ac
         let peep = |k: usize, j: usize, c: f64| p[(d * 3 + k) * n + j] * c;
         let (gate_i, gate_o, gate_f, gate_c) = (gate(0), gate(1), gate(2), gate(3));
         for j in 0..n {
-            let i = apply(f, layer.clipped(gate_i[j] + peep(0, j, c[j])));
-            let keep = if *coupled { 1.0 - i } else { apply(f, layer.clipped(gate_f[j] + peep(2, j, c[j]))) };
-            c[j] = keep * c[j] + i * apply(g, layer.clipped(gate_c[j]));
-            h[j] = apply(f, layer.clipped(gate_o[j] + peep(1, j, c[j]))) * apply(last, c[j]);
+            let i = f.apply(layer.clipped(gate_i[j] + peep(0, j, c[j])));
+            let keep = if *coupled { 1.0 - i } else { f.apply(layer.clipped(gate_f[j] + peep(2, j, c[j]))) };
+            c[j] = keep * c[j] + i * g.apply(layer.clipped(gate_c[j]));
+            h[j] = f.apply(layer.clipped(gate_o[j] + peep(1, j, c[j]))) * last.apply(c[j]);
         }
     });
     results(&args, &[&trace.y, &trace.h, &trace.c])
@@ -214,7 +204,7 @@ pub(crate) fn eval_gru(
         let [f, g] = [activations[2 * d], activations[2 * d + 1]];
         let gate = |k: usize| {
             let sums = (0..n).map(|j| layer.input_sum(d, 3, k * n + j, x) + layer.state_sum(d, 3, k * n + j, h));
-            sums.map(|v| apply(f, layer.clipped(v))).collect::<Vec<f64>>()
+            sums.map(|v| f.apply(layer.clipped(v))).collect::<Vec<f64>>()
         };
         let (update, reset) = (gate(0), gate(1));
         let scaled: Vec<f64> = h.iter().zip(&reset).map(|(h, r)| h * r).collect();
@@ -222,7 +212,7 @@ pub(crate) fn eval_gru(
             .map(|j| {
                 let row = 2 * n + j;
                 let state = if *linear_before_reset { reset[j] * layer.state_sum(d, 3, row, h) } else { layer.state_sum(d, 3, row, &scaled) };
-                apply(g, layer.clipped(layer.input_sum(d, 3, row, x) + state))
+                g.apply(layer.clipped(layer.input_sum(d, 3, row, x) + state))
             })
             .collect();
         h.iter_mut().zip(update.iter().zip(next)).for_each(|(h, (z, next))| *h = (1.0 - z) * next + z * *h);
@@ -235,7 +225,7 @@ pub(crate) fn eval_rnn(args: EvalArgs, direction: &Direction, activations: &[Act
     let layer = Layer::new(&args, *direction, *clip);
     let trace = layer.run(&[], &|d, x, h, _| {
         let sums = (0..layer.hidden).map(|j| layer.input_sum(d, 1, j, x) + layer.state_sum(d, 1, j, h));
-        let next: Vec<f64> = sums.map(|v| apply(activations[d], layer.clipped(v))).collect();
+        let next: Vec<f64> = sums.map(|v| activations[d].apply(layer.clipped(v))).collect();
         h.copy_from_slice(&next);
     });
     results(&args, &[&trace.y, &trace.h])

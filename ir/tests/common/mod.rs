@@ -69,7 +69,9 @@ fn attr(rng: &mut Rng, ty: &str) -> String {
         "CoordMode" => rng.pick(&["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize"]).into(),
         "NearestMode" => rng.pick(&["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]).into(),
         "Direction" => rng.pick(&["forward", "reverse", "bidirectional"]).into(),
-        "Activation" => rng.pick(&["sigmoid", "tanh", "relu", "hard_sigmoid", "softsign", "softplus"]).into(),
+        "Activation" => rng
+            .pick(&["sigmoid", "tanh", "relu", "softsign", "softplus", "hard_sigmoid(0.2,0.5)", "affine(2.0,-0.5)", "elu(1.5)", "scaled_tanh(0.5,2.0)"])
+            .into(),
         "Aggregate" => rng.pick(&["sum", "mean", "min", "max"]).into(),
         other => panic!("no random {other}"),
     }

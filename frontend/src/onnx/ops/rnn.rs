@@ -1,12 +1,9 @@
 //! Recurrent layers: operands that ONNX lets a model leave out are filled in.
 use crate::onnx::{
-    build::{Res, Val, invalid, missing},
+    build::{Res, Val, invalid},
     cx::Cx,
 };
-use pavage_ir::{
-    DType, Dim, Op, Real,
-    attr::{Activation, Direction},
-};
+use pavage_ir::{DType, Dim, Op, Real, activation::Activation, attr::Direction};
 
 /// What the three layers share.
 struct Cell {
@@ -88,28 +85,29 @@ impl Cell {
         }
     }
 
-    /// ONNX names of gate activations, the defaults where none are given.
+    /// ONNX names of gate activations, the defaults where none are given. Those that have parameters take them one after
+    /// another, as far as the model gives any.
     fn activations(&self, cx: &Cx, defaults: &[Activation]) -> Res<Vec<Activation>> {
         let given = cx.strings("activations")?;
-        if cx.floats("activation_alpha")?.is_some_and(|a| !a.is_empty()) || cx.floats("activation_beta")?.is_some_and(|b| !b.is_empty()) {
-            return missing("activations with parameters of their own");
-        }
+        let mut alphas = cx.floats("activation_alpha")?.unwrap_or_default().iter();
+        let mut betas = cx.floats("activation_beta")?.unwrap_or_default().iter();
         let Some(given) = given else { return Ok(defaults.repeat(self.directions)) };
         if given.len() != defaults.len() * self.directions {
             return invalid(format!("{} activations", given.len()));
         }
-        let find = |name: &String| {
-            Ok(match name.to_ascii_lowercase().as_str() {
-                "sigmoid" => Activation::Sigmoid,
-                "tanh" => Activation::Tanh,
-                "relu" => Activation::Relu,
-                "hardsigmoid" => Activation::HardSigmoid,
-                "softsign" => Activation::Softsign,
-                "softplus" => Activation::Softplus,
-                _ => return missing(format!("the activation `{name}`")),
-            })
+        let mut find = |name: &String| {
+            let plain = name.to_ascii_lowercase();
+            let Some(f) = Activation::all().into_iter().find(|f| f.name().replace('_', "") == plain) else {
+                return invalid(format!("the activation `{name}`"));
+            };
+            let drawn = f.parameters().into_iter().enumerate().map(|(i, default)| {
+                let next = if i == 0 { alphas.next() } else { betas.next() };
+                next.map_or(default, |v| Real::new(f64::from(*v)))
+            });
+            let drawn: Vec<Real> = drawn.collect();
+            Ok(f.with(&drawn).unwrap_or(f))
         };
-        given.iter().map(find).collect()
+        given.iter().map(&mut find).collect()
     }
 
     /// Results `y[t, d, n, h]` and states, in the layout that the model wants.
