@@ -304,7 +304,7 @@ impl Trial<'_> {
             inputs: input_names(graph).into_iter().map(|(name, id)| port(name, id.into())).collect(),
             outputs: graph.outputs.iter().map(|o| port(&o.name, o.value)).collect(),
             symbols: graph.symbols(),
-            equalities: Vec::new(),
+            requirements: Vec::new(),
             targets: &targets,
             flags: Vec::new(),
             input_hash: String::new(),

@@ -6,7 +6,7 @@ use crate::{
 };
 use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
 use pavage_frontend::onnx::Model;
-use pavage_ir::{Dim, Graph, NodeKind, Region, program::Program, text};
+use pavage_ir::{Graph, NodeKind, Region, Requirement, program::Program, text};
 use pavage_passes::{
     self as passes, Ctx, build,
     eqsat::{self, cost, extract::Search},
@@ -58,7 +58,7 @@ pub(crate) enum Members {
 pub(crate) struct Planned {
     /// After the passes.
     pub(crate) graph: Graph,
-    equalities: Vec<(Dim, Dim)>,
+    requirements: Vec<Requirement>,
     /// Targets, each with one program a plan.
     pub(crate) targets: Vec<(Target, Vec<Program>)>,
     /// The ops behind each region: see [`Ctx::members`].
@@ -70,7 +70,7 @@ pub(crate) struct Planned {
 pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) -> Result<Planned, Error> {
     let targets = options.targets.iter().map(|t| Target::parse(t).map_err(|e| Error::Request(e.to_string()))).collect::<Result<Vec<_>, _>>()?;
     stage(options, "reading the model", 0);
-    let Model { mut graph, mut notes, equalities, .. } = import(model, &options.shapes)?;
+    let Model { mut graph, mut notes, requirements, .. } = import(model, &options.shapes)?;
     let missing = build::missing(&graph);
     if !missing.is_empty() {
         return Err(Error::Unsupported(gaps::message(&gaps::no_kernel(&graph, &missing))));
@@ -88,7 +88,7 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     let targets = planned?;
     notes.extend(cpu.notes.take().into_iter().chain(gpu.notes.take()));
     let members = [cpu.members.take(), gpu.members.take()].into_iter().flatten().flatten().collect();
-    Ok(Planned { graph, equalities, targets, members, notes })
+    Ok(Planned { graph, requirements, targets, members, notes })
 }
 
 impl Planned {
@@ -103,7 +103,7 @@ impl Planned {
             inputs: inputs.collect(),
             outputs: graph.outputs.iter().map(|o| emit::Port { name: o.name.clone(), ty: graph.ty(o.value).clone() }).collect(),
             symbols: graph.symbols(),
-            equalities: self.equalities.clone(),
+            requirements: self.requirements.clone(),
             targets: &self.targets,
             flags: options.flags(),
             input_hash,

@@ -35,5 +35,5 @@ fn import_ir(source: &str, shapes: &[ShapeArg]) -> Result<Model, Error> {
     let bad = |reason: String| pavage_frontend::Error::Format { format: "IR", reason };
     let graph = text::parse(source, &|_| None).map_err(|e| bad(e.to_string()))?;
     verify(&graph).map_err(|e| bad(e.to_string()))?;
-    Ok(Model { graph, metadata: Metadata::default(), equalities: Vec::new(), notes: Vec::new() })
+    Ok(Model { graph, metadata: Metadata::default(), requirements: Vec::new(), notes: Vec::new() })
 }

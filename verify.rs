@@ -155,7 +155,7 @@ fn run(cases: &[Case], symbols: &[Sym], sizes: &Binding, target: &Target, thread
         inputs,
         outputs,
         symbols: symbols.to_vec(),
-        equalities: Vec::new(),
+        requirements: Vec::new(),
         targets: &targets,
         flags: Vec::new(),
         input_hash: String::new(),

@@ -12,7 +12,7 @@ use crate::{
     wire::{self, Symbols},
 };
 use pavage_ir::{
-    Dim, Region, Schedule, Sym, Tensor, TensorType,
+    Dim, Region, Requirement, Schedule, Sym, Tensor, TensorType,
     dim::Atom,
     program::{Body, BufId, BufferKind, Origin, Program, Step, Why},
 };
@@ -63,8 +63,8 @@ pub struct Request<'a> {
     pub outputs: Vec<Port>,
     /// Every size symbol.
     pub symbols: Vec<Sym>,
-    /// Sizes of inputs that must be equal, in the symbols of the inputs: a run where they differ is refused.
-    pub equalities: Vec<(Dim, Dim)>,
+    /// What must hold of the sizes of inputs, in their symbols: a run where it does not is refused.
+    pub requirements: Vec<Requirement>,
     /// Targets, each with one program a plan.
     pub targets: &'a [(Target, Vec<Program>)],
     /// Flags as typed, for the manifest.
@@ -198,7 +198,7 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
         symbols: symbols.wire(),
         inputs: ports(&request.inputs, &symbols)?,
         outputs: ports(&request.outputs, &symbols)?,
-        guards: request.equalities.iter().map(|(a, b)| guard(a, b, &symbols)).collect(),
+        guards: request.requirements.iter().map(|r| guard(r, &symbols)).collect(),
         ..plan::Manifest::default()
     };
     let mut tensors = Tensors::default();
@@ -239,9 +239,8 @@ fn ports(ports: &[Port], symbols: &Symbols) -> Result<Vec<plan::Port>, EmitError
     ports.iter().map(|p| Ok(plan::Port { name: p.name.clone(), dtype: wire_dtype(&p.ty, &p.name)?, dims: symbols.dims(&p.ty.shape) })).collect()
 }
 
-/// The condition that two sizes are equal.
-fn guard(a: &Dim, b: &Dim, symbols: &Symbols) -> plan::Guard {
-    plan::Guard { expr: symbols.dim(&(a.clone() - b.clone())), min: 0, max: 0, message: format!("the model needs {a} to equal {b}") }
+fn guard(needed: &Requirement, symbols: &Symbols) -> plan::Guard {
+    plan::Guard { expr: symbols.dim(&needed.gap()), min: 0, max: 0, message: needed.to_string() }
 }
 
 fn wire_dtype(ty: &TensorType, what: &str) -> Result<rt::DType, EmitError> {

@@ -119,6 +119,10 @@ fn missing_and_repeated_names_are_named() {
     let mut m = plain();
     m.graph.as_mut().unwrap().initializer.push(floats("w", &[1], &[1.0]));
     says(&m, &["`w` is defined twice"]);
+    let mut m = plain();
+    let output = m.graph.output[0].clone();
+    m.graph.as_mut().unwrap().output.push(output);
+    says(&m, &["`y` is defined twice"]);
 }
 
 #[test]

@@ -463,8 +463,83 @@ fn sizes_that_must_be_equal_are_told() {
     // Pairs of rows: only even extents divide.
     let m = model(13, graph(vec![node("Reshape", &["x", "s"], &["y"])], vec![value("x", F32, vec![Named("n")])], &["y"], vec![ints("s", &[2], &[-1, 2])]));
     let imported = import(&m).unwrap();
-    let told: Vec<String> = imported.equalities.iter().map(|(a, b)| format!("{a} = {b}")).collect();
-    assert_eq!(told, ["mod(n,2) = 0"]);
+    let told: Vec<String> = imported.requirements.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["the model needs mod(n,2) to equal 0"]);
     assert_eq!(run(&m, &[Tensor::from_f32([6], &noise(6, 21))])[0].shape(), [3, 2]);
     assert!(pavage_ir::eval::eval(&imported.graph, &[Tensor::from_f32([5], &noise(5, 22))]).is_err());
+}
+
+#[test]
+fn the_run_says_whether_an_extent_is_1_and_broadcasts() {
+    let rest = || node("Slice", &["x", "from", "to", "axis"], &["rest"]);
+    let bounds = || vec![ints("from", &[1], &[1]), ints("to", &[1], &[i64::MAX]), ints("axis", &[1], &[0])];
+    let x = || vec![value("x", F32, vec![Named("n"), Is(3)])];
+    // All rows but the first, and a table of seven.
+    let mut known = bounds();
+    known.push(floats("table", &[7, 3], &noise(21, 30)));
+    let m = model(17, graph(vec![rest(), node("Add", &["rest", "table"], &["y"])], x(), &["y"], known));
+    let imported = import(&m).unwrap();
+    assert_eq!(imported.requirements.iter().map(ToString::to_string).collect::<Vec<_>>(), ["the model needs n-1 to be 1 or 7"]);
+    for n in [2, 8] {
+        let rows = noise(3 * n, 31);
+        let want: Vec<f64> = (0..21).map(|i| f64::from(rows[if n == 2 { 3 + i % 3 } else { 3 + i }]) + f64::from(noise(21, 30)[i])).collect();
+        close(&run(&m, &[Tensor::from_f32([n, 3], &rows)])[0], &want);
+    }
+    // All rows but the first, and all rows: right only where one is left.
+    let m = model(17, graph(vec![rest(), node("Sub", &["x", "rest"], &["y"])], x(), &["y"], bounds()));
+    assert_eq!(import(&m).unwrap().requirements[0].to_string(), "the model needs n-1 to be 1 or n");
+    let rows = noise(6, 32);
+    let want: Vec<f64> = (0..6).map(|i| f64::from(rows[i]) - f64::from(rows[3 + i % 3])).collect();
+    close(&run(&m, &[Tensor::from_f32([2, 3], &rows)])[0], &want);
+}
+
+#[test]
+fn recurrent_layers_take_every_activation_with_its_parameters() {
+    type Function = fn(f64, f64, f64) -> f64;
+    let cases: [(&str, &[f32], &[f32], Function); 11] = [
+        ("Relu", &[], &[], |x, _, _| x.max(0.0)),
+        ("Tanh", &[], &[], |x, _, _| x.tanh()),
+        ("Sigmoid", &[], &[], |x, _, _| 1.0 / (1.0 + (-x).exp())),
+        ("Softsign", &[], &[], |x, _, _| x / (1.0 + x.abs())),
+        ("Softplus", &[], &[], |x, _, _| (1.0 + x.exp()).ln()),
+        ("Affine", &[0.5], &[0.25], |x, a, b| a * x + b),
+        ("LeakyRelu", &[0.125], &[], |x, a, _| if x >= 0.0 { x } else { a * x }),
+        ("ThresholdedRelu", &[0.5], &[], |x, a, _| if x >= a { x } else { 0.0 }),
+        ("ScaledTanh", &[0.75], &[1.5], |x, a, b| a * (b * x).tanh()),
+        ("HardSigmoid", &[0.25], &[0.375], |x, a, b| (a * x + b).clamp(0.0, 1.0)),
+        ("Elu", &[1.5], &[], |x, a, _| if x >= 0.0 { x } else { a * (x.exp() - 1.0) }),
+    ];
+    // One hidden unit, one input, three steps.
+    let (x, w, r) = (noise(3, 40), noise(1, 41), noise(1, 42));
+    for (name, alpha, beta, f) in cases {
+        println!("{name}");
+        let layer = node("RNN", &["x", "w", "r"], &["y"]).int("hidden_size", 1).strings("activations", &[name]);
+        let layer = if alpha.is_empty() { layer } else { layer.floats("activation_alpha", alpha) };
+        let layer = if beta.is_empty() { layer } else { layer.floats("activation_beta", beta) };
+        let got = one(14, layer, &[(&[3, 1, 1], x.clone()), (&[1, 1, 1], w.clone()), (&[1, 1, 1], r.clone())]);
+        let [a, b] = [alpha, beta].map(|v| v.first().map_or(0.0, |v| f64::from(*v)));
+        let mut h = 0.0;
+        let want: Vec<f64> = wide(&x)
+            .into_iter()
+            .map(|x| {
+                h = f(f64::from(w[0]) * x + f64::from(r[0]) * h, a, b);
+                h
+            })
+            .collect();
+        close(&got, &want);
+    }
+}
+
+#[test]
+fn an_optional_without_its_value_is_refused() {
+    let mut ty = onnx_protobuf::TypeProto::new();
+    let tensor = value("x", F32, vec![Is(3)]).type_;
+    ty.set_optional_type(onnx_protobuf::type_proto::Optional { elem_type: tensor, ..Default::default() });
+    let x = onnx_protobuf::ValueInfoProto { name: "x".into(), type_: Some(ty).into(), ..Default::default() };
+    let m = model(18, graph(vec![node("OptionalGetElement", &["x"], &["y"])], vec![x], &["y"], vec![]));
+    let graph = import(&m).unwrap().graph;
+    let given = Tensor::from_f32([3], &noise(3, 50));
+    let eval = |present: bool| pavage_ir::eval::eval(&graph, &[Tensor::scalar(DType::Bool, pavage_ir::Scalar::B(present)), given.clone()]);
+    assert_eq!(eval(true).unwrap()[0], given);
+    assert!(eval(false).is_err());
 }

@@ -1,6 +1,7 @@
 //! Pavage's graph IR: ops, types, text, verifier, reference evaluator, regions and schedules as plain data.
 //!
 //! This crate knows no model format, pass or device.
+pub mod activation;
 pub mod attr;
 pub mod dim;
 pub mod dtype;
@@ -13,6 +14,7 @@ pub mod program;
 pub mod program_eval;
 pub mod region;
 pub mod region_eval;
+pub mod requirement;
 pub mod scalar;
 pub mod schedule;
 pub mod tensor;
@@ -28,6 +30,7 @@ pub use eval::{EvalError, eval, eval_graph};
 pub use graph::{Graph, Node, NodeId, NodeKind, Output, Value};
 pub use op::{Op, OpError};
 pub use region::{Expr, ExprId, Heart, Region};
+pub use requirement::Requirement;
 pub use scalar::{Scalar, ScalarFn};
 pub use schedule::Schedule;
 pub use tensor::{Tensor, TensorError};

@@ -6,7 +6,8 @@
 //! folds constants, and follows sizes through arithmetic and views.
 use super::symbolic;
 use pavage_ir::{
-    DType, Dim, Graph, NodeId, Op, OpError, Scalar, ScalarFn, Sym, Tensor, TensorType, Value,
+    DType, Dim, Graph, NodeId, Op, OpError, Requirement, Scalar, ScalarFn, Sym, Tensor, TensorType, Value,
+    attr::PadMode,
     dim::Atom,
     op::{EvalArgs, TypeArgs},
 };
@@ -144,16 +145,16 @@ pub(crate) struct Builder {
     pub(crate) notes: BTreeSet<String>,
     /// Symbols that stand for the rank of a sequence's elements.
     pub(crate) ranks: BTreeSet<String>,
-    /// Sizes that must be equal for the graph to be right.
-    pub(crate) equalities: BTreeSet<(Dim, Dim)>,
+    /// What must hold of the sizes of inputs for the graph to be right.
+    pub(crate) requirements: BTreeSet<Requirement>,
     /// Nodes emitted and not yet attributed to a node of the model, with their frames.
     pub(crate) fresh: Vec<(usize, NodeId)>,
     emitted: usize,
     strings: Option<Val>,
     /// Run-time truth values that say whether two sizes are equal.
     equations: BTreeMap<Val, (Dim, Dim)>,
-    /// Sizes that the node being imported takes to be equal.
-    assumed: BTreeSet<(Dim, Dim)>,
+    /// What the node being imported takes to hold, of sizes that inputs alone do not decide.
+    assumed: BTreeSet<Requirement>,
 }
 
 impl Builder {
@@ -166,7 +167,7 @@ impl Builder {
             symbols: BTreeSet::new(),
             notes: BTreeSet::new(),
             ranks: BTreeSet::new(),
-            equalities: BTreeSet::new(),
+            requirements: BTreeSet::new(),
             fresh: vec![],
             emitted: 0,
             strings: None,
@@ -530,32 +531,26 @@ impl Builder {
         }
         let mut full = vec![Dim::one(); shape.len() - own.len()];
         full.extend(own);
-        let mut repeated = vec![];
-        for (axis, (mine, theirs)) in full.iter_mut().zip(shape).enumerate() {
+        // What is repeated at the end of each axis, where the run decides whether its extent is 1.
+        let mut more = vec![Dim::ZERO; shape.len()];
+        for ((mine, theirs), more) in full.iter_mut().zip(shape).zip(&mut more) {
             if *mine == *theirs || mine.is(1) {
                 continue;
             }
-            if self.by_data(mine) {
-                repeated.push(axis);
-                continue;
+            if self.may_be_one(mine, theirs) {
+                *more = theirs.clone() - mine.clone();
+                self.require(Requirement::Broadcasts(mine.clone(), theirs.clone()));
+            } else {
+                // Equal by assumption, or an error now.
+                self.same_extent(mine, theirs)?;
+                *mine = theirs.clone();
             }
-            // Equal by assumption, or an error now.
-            self.same_extent(mine, theirs)?;
-            *mine = theirs.clone();
         }
-        let mut v = self.reshape(v, full.clone())?;
-        for axis in repeated {
-            // Data decides whether this extent is 1: then the one element is read everywhere.
-            let extent = self.known_dims(DType::I64, &[], vec![full[axis].clone()]);
-            let single = self.with_number(ScalarFn::Eq, extent, 1.0)?;
-            let single = self.broadcast_to(single, &shape[axis..=axis])?;
-            let at = self.emit(Op::Iota { dtype: DType::I64, shape: vec![shape[axis].clone()], axis: 0 }, &[])?;
-            let zero = self.scalar(DType::I64, 0.0);
-            let zero = self.broadcast_to(zero, &shape[axis..=axis])?;
-            let at = self.map(ScalarFn::Select, &[single, zero, at])?;
-            v = self.emit(Op::Gather { axis }, &[v, at])?;
-            let (one, wide) = (full[axis].clone() - Dim::one(), full[axis].clone() - shape[axis].clone());
-            self.must_be_equal(one * wide, Dim::ZERO);
+        let mut v = self.reshape(v, full)?;
+        if more.iter().any(|d| !d.is(0)) {
+            let value = self.scalar_like(v, 0.0);
+            let lo = vec![Dim::ZERO; shape.len()];
+            v = self.emit(Op::Pad { lo, hi: more, mode: PadMode::Edge }, &[v, value])?;
         }
         self.emit(Op::Broadcast { shape: shape.to_vec() }, &[v])
     }
@@ -563,6 +558,23 @@ impl Builder {
     /// Whether data decides an extent, rather than the model's inputs by their shapes.
     fn by_data(&self, d: &Dim) -> bool {
         d.symbols().iter().any(|s| !self.input_symbols.contains(s.name.as_ref()))
+    }
+
+    /// Whether the run decides if an extent that meets another is 1 and broadcasts. Two that inputs decide are taken to be
+    /// equal instead where one symbol can stand for both, as exporters name one size twice; not where that would leave the
+    /// model one size of several.
+    fn may_be_one(&self, mine: &Dim, theirs: &Dim) -> bool {
+        if self.by_data(mine) {
+            return true;
+        }
+        if self.by_data(theirs) || mine.as_const().is_some() || (mine.clone() - Dim::from(2usize)).is_nonneg() {
+            return false;
+        }
+        match symbolic::relate(self, mine, theirs) {
+            Some(symbolic::Relation::Equal(name, to)) => to.as_const().is_some() && *mine != Dim::sym(&name),
+            Some(symbolic::Relation::AtMost(..)) => false,
+            None => true,
+        }
     }
 
     /// The common shape of operands under the multidirectional rule.
@@ -574,11 +586,12 @@ impl Builder {
                 if at.is(1) {
                     *at = dim.clone();
                 } else if !dim.is(1) && at != dim {
-                    *at = match (self.by_data(at), self.by_data(dim)) {
+                    *at = match (self.may_be_one(at, dim), self.may_be_one(dim, at)) {
                         (false, false) => self.same_extent(at, dim)?,
                         (false, true) => at.clone(),
                         (true, false) => dim.clone(),
-                        (true, true) => self.wider(at, dim)?,
+                        (true, true) if self.by_data(at) || self.by_data(dim) => self.wider(at, dim)?,
+                        (true, true) => at.larger(dim),
                     };
                 }
             }
@@ -615,15 +628,20 @@ impl Builder {
         self.pointwise(f, &[v, c])
     }
 
-    /// Say that a run is right only where two sizes are equal. Of the model's inputs that is checked before a run; inside
+    /// Say what a run needs to be right. Of the sizes of the model's inputs that is checked before a run; inside
     /// a body that need not run, and of sizes that data decides, by [`Builder::guard`].
-    pub(crate) fn must_be_equal(&mut self, a: Dim, b: Dim) {
-        let mut symbols = a.symbols().into_iter().chain(b.symbols());
-        if self.frames.len() == 1 && symbols.all(|s| self.input_symbols.contains(s.name.as_ref())) {
-            self.equalities.insert((a, b));
+    pub(crate) fn require(&mut self, needed: Requirement) {
+        let inputs_decide = needed.gap().symbols().iter().all(|s| self.input_symbols.contains(s.name.as_ref()));
+        if self.frames.len() == 1 && inputs_decide {
+            self.requirements.insert(needed);
         } else {
-            self.assumed.insert((a, b));
+            self.assumed.insert(needed);
         }
+    }
+
+    /// Say that a run is right only where two sizes are equal.
+    pub(crate) fn must_be_equal(&mut self, a: Dim, b: Dim) {
+        self.require(Requirement::Equal(a, b));
     }
 
     /// The results of a node of the model, which are refused when run where what the node assumed does not hold: one of
@@ -635,14 +653,14 @@ impl Builder {
         }
         let computed = |v: &Val| matches!(self.vals[v.0 as usize].known, Known::Nothing) && self.rank(*v) > 0 && self.dtype(*v) != DType::Str;
         let Some(at) = vals.iter().position(computed) else {
-            self.notes.extend(assumed.iter().map(|(a, b)| format!("assumes that {a} and {b} are equal")));
+            self.notes.extend(assumed.iter().map(|needed| format!("assumed, not checked: {needed}")));
             return Ok(vals);
         };
         let mut start = Dim::ZERO;
-        for (a, b) in assumed {
-            let n = |this: &mut Self, d: Dim| this.known_dims(DType::I64, &[], vec![d]);
-            let (a, b) = (n(self, a), n(self, b));
-            let differ = self.map(ScalarFn::Ne, &[a, b])?;
+        for needed in assumed {
+            let gap = self.known_dims(DType::I64, &[], vec![needed.gap()]);
+            let zero = self.scalar(DType::I64, 0.0);
+            let differ = self.map(ScalarFn::Ne, &[gap, zero])?;
             let differ = self.cast(differ, DType::I64)?;
             let sym = self.data_symbol(&format!("{name}_extents_differ"), Some(0));
             self.emit(Op::BindSize { sym: sym.clone() }, &[differ])?;

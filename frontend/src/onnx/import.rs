@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{Error, Problem};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto};
-use pavage_ir::{Dim, Graph, TensorType};
-use std::collections::{BTreeMap, HashMap};
+use pavage_ir::{Dim, Graph, NodeId, NodeKind, TensorType};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Oldest and newest operator set of the default domain that is read.
 pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 1..=28;
@@ -120,6 +120,18 @@ impl<'m> Importer<'m> {
             return fail(Error::Format { format: "ONNX", reason: "the graph has no outputs, or only strings".into() });
         }
         let mut graph = self.b.leave().graph;
+        // Sequences and optionals have ports of their own, so inputs are looked at as well.
+        let named = |id: &NodeId| match &graph[*id].kind {
+            NodeKind::Input(name) => Some(name),
+            _ => None,
+        };
+        let ports: [Vec<&String>; 2] = [graph.inputs().iter().filter_map(named).collect(), graph.outputs.iter().map(|o| &o.name).collect()];
+        for names in ports {
+            let mut seen = BTreeSet::new();
+            if let Some(twice) = names.into_iter().find(|name| !seen.insert(*name)) {
+                return fail(Error::Duplicate(twice.clone()));
+            }
+        }
         graph.prune();
         // Nothing was ever put into a sequence whose elements have a rank that is still unknown.
         let made_up = |s: &String| self.b.ranks.contains(s) && !self.b.input_symbols.contains(s);

@@ -24,7 +24,7 @@ use build::{Relations, Stop};
 use import::{Importer, OPSETS};
 use memmap2::Mmap;
 use onnx_protobuf::ModelProto;
-use pavage_ir::{Dim, Graph};
+use pavage_ir::{Graph, Requirement};
 use protobuf::Message;
 use std::{
     collections::BTreeMap,
@@ -65,8 +65,8 @@ pub struct Model {
     pub graph: Graph,
     /// What the file says of itself.
     pub metadata: Metadata,
-    /// Sizes that the model needs to be equal, for inputs that it accepts: in the symbols of the inputs.
-    pub equalities: Vec<(Dim, Dim)>,
+    /// What must hold of the sizes of inputs for the graph to be right, in the symbols of the inputs.
+    pub requirements: Vec<Requirement>,
     /// What was assumed or left out: sizes named twice, dropped `ZipMap`s.
     pub notes: Vec<String>,
 }
@@ -114,7 +114,7 @@ fn import(map: Arc<Mmap>, len: usize, options: &Options) -> Result<Model, Error>
                 notes.extend(relations.most.iter().map(|(s, most)| format!("takes `{s}` to be at most {most}")));
                 notes.extend(importer.b.notes);
                 notes.extend(importer.dropped);
-                return Ok(Model { graph, metadata: metadata(&proto), equalities: importer.b.equalities.into_iter().collect(), notes });
+                return Ok(Model { graph, metadata: metadata(&proto), requirements: importer.b.requirements.into_iter().collect(), notes });
             }
             Err(Stop::Retry) => relations = importer.b.relations,
             Err(Stop::Fail(e)) => return Err(e),

@@ -678,9 +678,34 @@ pub(crate) fn has_element(cx: &mut Cx) -> Res<Vec<Val>> {
 
 pub(crate) fn get_element(cx: &mut Cx) -> Res<Vec<Val>> {
     let v = cx.any(0)?;
-    Ok(vec![match cx.composite(v) {
-        Some(Composite::Optional { value, .. }) => *value,
+    let (present, value) = match cx.composite(v) {
+        Some(Composite::Optional { present, value }) => (*present, *value),
         Some(Composite::Nothing) => return invalid("the optional has no value"),
-        _ => v,
+        _ => return Ok(vec![v]),
+    };
+    if cx.tensor(present).is_some_and(|t| t.get(0).b()) {
+        return Ok(vec![value]);
+    }
+    // A run in which there is no value fails: the elements are read from a place that must be 0.
+    let absent = cx.map(ScalarFn::Not, &[present])?;
+    let none = super::signal::bounded_size(cx, absent, 0, Some(0))?;
+    let checked = |cx: &mut Cx, v: Val| {
+        let (shape, count) = (cx.shape(v), cx.ty(v).count());
+        let flat = cx.reshape(v, vec![count.clone()])?;
+        let flat = cx.slice_axis(flat, 0, none.clone(), count)?;
+        cx.reshape(flat, shape)
+    };
+    let dtype = cx.dtype(value);
+    Ok(vec![match cx.composite(value).cloned() {
+        None => checked(cx, value)?,
+        Some(Composite::Packed(p)) => {
+            let shapes = checked(cx, p.shapes)?;
+            cx.compose(dtype, Composite::Packed(Packed { shapes, ..p }))
+        }
+        Some(Composite::List(parts)) => {
+            let parts = parts.into_iter().map(|v| checked(cx, v)).collect::<Res<Vec<_>>>()?;
+            cx.compose(dtype, Composite::List(parts))
+        }
+        Some(Composite::Optional { .. } | Composite::Nothing) => return missing("an optional inside an optional"),
     }])
 }
