@@ -1,7 +1,7 @@
 //! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
 use crate::{
     Error, gaps, import,
-    options::{CompileOptions, Compiled, Emit, OptLevel, Progress, Source, Verify},
+    options::{CompileOptions, Compiled, Emit, OptLevel, Planning, Progress, Source, Verify},
     verify,
 };
 use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
@@ -11,7 +11,7 @@ use pavage_passes::{
     self as passes, Ctx, build,
     eqsat::{self, cost, extract::Search},
 };
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{cell::RefCell, collections::BTreeMap, time::Instant};
 
 /// Compile `model` for every target of `options`, with every plan, into one artifact.
 ///
@@ -21,7 +21,7 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
     let mut notes = std::mem::take(&mut planned.notes);
     if let Some(what) = options.emit {
         let emitted = emit_text(what, &planned.graph, &planned.targets)?;
-        return Ok(Compiled { artifact: vec![], emitted, notes });
+        return Ok(Compiled { artifact: vec![], emitted, notes, planning: planned.planning });
     }
     stage(options, "generating code", 2);
     let request = planned.request(options, content_hash(model)?);
@@ -38,7 +38,7 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         }
     }
     stage(options, "done", 4);
-    Ok(Compiled { artifact, emitted: String::new(), notes })
+    Ok(Compiled { artifact, emitted: String::new(), notes, planning: planned.planning })
 }
 
 fn stage(options: &CompileOptions, text: &str, done: usize) {
@@ -64,6 +64,7 @@ pub(crate) struct Planned {
     /// The ops behind each region: see [`Ctx::members`].
     pub(crate) members: BTreeMap<Region, Graph>,
     notes: Vec<String>,
+    planning: Vec<Planning>,
 }
 
 /// Read a model, optimise it and plan it for every target of `options`.
@@ -85,10 +86,10 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     let planned = plans(&mut graph, targets, options, &cpu, &gpu);
     dump(options.progress, &cpu);
     dump(options.progress, &gpu);
-    let targets = planned?;
+    let (targets, planning) = planned?;
     notes.extend(cpu.notes.take().into_iter().chain(gpu.notes.take()));
     let members = [cpu.members.take(), gpu.members.take()].into_iter().flatten().flatten().collect();
-    Ok(Planned { graph, requirements, targets, members, notes })
+    Ok(Planned { graph, requirements, targets, members, notes, planning })
 }
 
 impl Planned {
@@ -123,18 +124,27 @@ pub(crate) fn content_hash(model: Source) -> Result<String, Error> {
     })
 }
 
+/// Targets, each with its programs, and what the search for these took.
+type Plans = (Vec<(Target, Vec<Program>)>, Vec<Planning>);
+
 /// Every plan of every target; targets of one kind share theirs. `graph` becomes what the passes made of it for the first.
-fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, cpu: &Ctx, gpu: &Ctx) -> Result<Vec<(Target, Vec<Program>)>, Error> {
+fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, cpu: &Ctx, gpu: &Ctx) -> Result<Plans, Error> {
     let pipeline = if options.opt_level == OptLevel::O0 { passes::CLEANING } else { passes::PIPELINE };
     let mut made: [Option<Vec<Program>>; 2] = [None, None];
     let mut first: Option<Graph> = None;
-    let mut all = vec![];
+    let (mut all, mut planning) = (vec![], vec![]);
     for target in targets {
         let (kind, ctx) = if matches!(target, Target::Cpu(_)) { (0, cpu) } else { (1, gpu) };
         if made[kind].is_none() {
             let mut optimised = graph.clone();
             passes::run(&mut optimised, ctx, pipeline)?;
-            made[kind] = Some(options.plans.iter().map(|plan| program(plan, &optimised, options.opt_level, ctx)).collect::<Result<_, _>>()?);
+            let mut programs = vec![];
+            for plan in &options.plans {
+                let start = Instant::now();
+                programs.push(program(plan, &optimised, options.opt_level, ctx)?);
+                planning.push(Planning { plan: plan.clone(), target: target.to_string(), took: start.elapsed() });
+            }
+            made[kind] = Some(programs);
             first.get_or_insert(optimised);
         }
         all.push((target, made[kind].clone().unwrap_or_default()));
@@ -142,7 +152,7 @@ fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, cpu:
     if let Some(optimised) = first {
         *graph = optimised;
     }
-    Ok(all)
+    Ok((all, planning))
 }
 
 fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {

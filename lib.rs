@@ -27,7 +27,7 @@ pub use compile::compile;
 pub use error::Error;
 pub use gaps::{Gap, gaps};
 pub use import::import;
-pub use options::{CompileOptions, Compiled, Emit, OptLevel, Progress, ShapeArg, Source, Verify};
+pub use options::{CompileOptions, Compiled, Emit, OptLevel, Planning, Progress, ShapeArg, Source, Verify};
 pub use pavage_frontend as frontend;
 pub use pavage_ir as ir;
 pub use pavage_passes as passes;

@@ -3,6 +3,7 @@ use crate::{Artifact, Error};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Where a model comes from.
 #[derive(Clone, Copy, Debug)]
@@ -202,6 +203,19 @@ pub struct Compiled {
     pub emitted: String,
     /// What a user should know: sizes assumed, work without a kernel, limits hit.
     pub notes: Vec<String>,
+    /// What finding each plan took; targets of one kind share theirs.
+    pub planning: Vec<Planning>,
+}
+
+/// The time that the search for a plan's kernels took.
+#[derive(Clone, Debug)]
+pub struct Planning {
+    /// The plan's name.
+    pub plan: String,
+    /// The first target that it is for.
+    pub target: String,
+    /// How long it took. Nothing in the artifact depends on it.
+    pub took: Duration,
 }
 
 impl Compiled {

@@ -127,9 +127,10 @@ pub(crate) fn main(args: &Args) -> Done {
     if args.json {
         let plan =
             |p: &&pavage::runtime::plan::Plan| json!({"name": p.name, "target": p.target, "kernels": p.kernels.len(), "predicted_ms": p.predicted_ns / 1e6});
+        let planning = compiled.planning.iter().map(|p| json!({"plan": p.plan, "target": p.target, "seconds": p.took.as_secs_f64()}));
         say_json(&json!({
             "artifact": output.display().to_string(), "bytes": compiled.artifact.len(), "seconds": took.as_secs_f64(),
-            "plans": plans.iter().map(plan).collect::<Vec<_>>(), "notes": compiled.notes, "verified": args.verify,
+            "plans": plans.iter().map(plan).collect::<Vec<_>>(), "planning": planning.collect::<Vec<_>>(), "notes": compiled.notes, "verified": args.verify,
         }));
         return Ok(());
     }

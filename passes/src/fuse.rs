@@ -138,7 +138,7 @@ fn join(
     path: &[NodeId],
     (rule, costs): (&str, &Costs),
 ) -> Option<Cluster> {
-    if there == here || !worthwhile(graph, clusters, there, here, path) || reaches_around(graph, home, there, here) {
+    if there == here || !worthwhile(graph, clusters, there, here, path) || reaches_around(graph, order, clusters, home, there, here) {
         return None;
     }
     let (a, b) = (clusters[there].as_ref()?, clusters[here].as_ref()?);
@@ -217,11 +217,14 @@ fn through_views(graph: &Graph, v: Value) -> Option<Vec<NodeId>> {
     None
 }
 
-/// Values of `members` that others, or the outputs, need.
+/// Values of `members` that others, or the outputs, need. A view of what is outside is none: who reads it makes its own.
 pub(crate) fn escaping(graph: &Graph, members: &[NodeId]) -> Vec<Value> {
     let inside: BTreeSet<NodeId> = members.iter().copied().collect();
     let mut found = vec![];
     for &id in members {
+        if graph.op(id).is_some_and(is_free) && !shows(graph, id, &inside) {
+            continue;
+        }
         for result in 0..graph[id].types.len() as u32 {
             let v = Value { node: id, result };
             let used = graph.users(v).iter().any(|(user, _)| !inside.contains(user)) || graph.outputs.iter().any(|o| o.value == v);
@@ -233,14 +236,35 @@ pub(crate) fn escaping(graph: &Graph, members: &[NodeId]) -> Vec<Value> {
     found
 }
 
+/// Whether the free op `id` shows what one of `inside` computes.
+fn shows(graph: &Graph, mut id: NodeId, inside: &BTreeSet<NodeId>) -> bool {
+    while inside.contains(&id) {
+        match graph.op(id) {
+            Some(op) if !is_free(op) => return true,
+            Some(op) if form::is_view(op) => id = graph.operands(id)[0].node,
+            _ => return false,
+        }
+    }
+    false
+}
+
 /// Whether joining cluster `from` with its user `to` would leave a path from one to the other through a third.
-fn reaches_around(graph: &Graph, home: &BTreeMap<NodeId, usize>, from: usize, to: usize) -> bool {
+fn reaches_around(graph: &Graph, order: &Order, clusters: &[Option<Cluster>], home: &BTreeMap<NodeId, usize>, from: usize, to: usize) -> bool {
     let inside = |n: &NodeId| home.get(n).is_some_and(|h| *h == from || *h == to);
-    let mut stack: Vec<NodeId> = home.iter().filter(|(_, h)| **h == from).map(|(n, _)| *n).collect();
+    let members = |cluster: usize| -> Vec<NodeId> {
+        let all = clusters[cluster].iter().flat_map(|c| &c.members).copied();
+        all.filter(|n| home.get(n) == Some(&cluster)).collect()
+    };
+    // What comes after all of `to` does not lead there.
+    let last = members(to).iter().map(|n| order.of(*n)).max().unwrap_or(0);
+    let mut stack: Vec<NodeId> = members(from);
     let mut seen: BTreeSet<NodeId> = BTreeSet::new();
     // Only paths that leave both clusters count; direct views between them are fine.
     let mut outside: BTreeSet<NodeId> = BTreeSet::new();
     while let Some(n) = stack.pop() {
+        if order.of(n) > last {
+            continue;
+        }
         for result in 0..graph[n].types.len() as u32 {
             for (user, _) in graph.users(Value { node: n, result }) {
                 let leaves = graph.op(user).is_some_and(|op| !form::is_view(op)) && !inside(&user);
@@ -252,10 +276,7 @@ fn reaches_around(graph: &Graph, home: &BTreeMap<NodeId, usize>, from: usize, to
                     continue;
                 }
                 // Follow users through their whole cluster: it runs as one.
-                let mates: Vec<NodeId> = match home.get(&user) {
-                    Some(h) => home.iter().filter(|(_, x)| *x == h).map(|(n, _)| *n).collect(),
-                    None => vec![user],
-                };
+                let mates = home.get(&user).map_or_else(|| vec![user], |h| members(*h));
                 for mate in mates {
                     if seen.insert(mate) || (via && !outside.contains(&mate)) {
                         if via {

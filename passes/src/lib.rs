@@ -39,6 +39,8 @@ pub struct Ctx {
     pub dumps: RefCell<Vec<(String, String)>>,
     /// What the user should know: limits that were hit.
     pub notes: RefCell<Vec<String>>,
+    /// What the searches did so far.
+    pub work: RefCell<eqsat::Work>,
     /// The member ops of each region as a graph (inputs are the region's arguments, outputs its outputs), by the
     /// region without its name; kept only if this is `Some`. Kernels that no ops stand behind (copies into a
     /// concatenation) have none.

@@ -118,6 +118,11 @@ enum Norm {
 }
 
 fn encoder(layers: usize, norm: Norm) -> Graph {
+    encoder_of(&vec![4 * WIDTH; layers], norm)
+}
+
+/// A layer for each inner width.
+fn encoder_of(inner: &[usize], norm: Norm) -> Graph {
     let mut e = Encoder { g: Graph::new("encoder"), seed: 7 };
     let mut x = e.g.input("x", TensorType::new(DType::F32, [1, TOKENS, WIDTH]));
     let keep = e.g.input("keep", TensorType::new(DType::F32, [1, TOKENS]));
@@ -126,15 +131,15 @@ fn encoder(layers: usize, norm: Norm) -> Graph {
     let low = e.scalar(-1e4, off);
     let mask = e.map(ScalarFn::Mul, &[off, low]);
     let mask = e.reshape(mask, [1, 1, 1, TOKENS]);
-    for _ in 0..layers {
+    for &inner in inner {
         let of = if norm == Norm::Before { e.norm(x) } else { x };
         let y = e.attention(of, mask);
         x = e.map(ScalarFn::Add, &[x, y]);
         x = if norm == Norm::After { e.norm(x) } else { x };
         let of = if norm == Norm::Before { e.norm(x) } else { x };
-        let y = e.dense(of, WIDTH, 4 * WIDTH);
+        let y = e.dense(of, WIDTH, inner);
         let y = e.gelu(y);
-        let y = e.dense(y, 4 * WIDTH, WIDTH);
+        let y = e.dense(y, inner, WIDTH);
         x = e.map(ScalarFn::Add, &[x, y]);
         x = if norm == Norm::After { e.norm(x) } else { x };
     }
@@ -193,4 +198,27 @@ fn each_layer_adds_the_same_kernels() {
         assert_eq!(counts[1] - counts[0], counts[2] - counts[1], "{counts:?}");
         assert!(counts[2] - counts[1] <= 12, "{counts:?}");
     }
+}
+
+/// What a search of 70 layers does, so many of them distinct; 5,000 nodes and more.
+fn work(distinct: usize) -> eqsat::Work {
+    let inner: Vec<usize> = (0..70).map(|layer| 2 * WIDTH + layer % distinct).collect();
+    let graph = encoder_of(&inner, Norm::Before);
+    assert!(graph.schedule().len() >= 5000, "{} nodes", graph.schedule().len());
+    let ctx = Ctx::default();
+    build::program("fused", &graph, &|g: &Graph| eqsat::optimise(g, &ctx), &ctx).unwrap();
+    assert!(ctx.notes.borrow().is_empty(), "{:?}", ctx.notes);
+    ctx.work.into_inner()
+}
+
+#[test]
+fn a_search_of_five_thousand_nodes_grows_with_distinct_layers_alone() {
+    let of = [4, 8, 16].map(work);
+    let counts = |count: fn(&eqsat::Work) -> usize| of.each_ref().map(count);
+    for [one, two, four] in [counts(|w| w.parts), counts(|w| w.terms), counts(|w| w.kernels), counts(|w| w.states)] {
+        // Four more layers cost what four cost before.
+        let (first, second) = (two - one, four - two);
+        assert!(first > 0 && second.abs_diff(2 * first) * 10 <= first, "{of:?}");
+    }
+    assert!(of[0].parts < 20 && of[0].terms < 2000, "{of:?}");
 }

@@ -1,25 +1,26 @@
 """What the search is worth on this machine: the e-graph's plan and those it has to beat, from the same kernels and costs.
 
-    python3 scripts/bench/eqsat.py PAVAGE MODELS GOLDEN [JSON]
+    python3 scripts/bench/eqsat.py PAVAGE MODELS GOLDEN GRAPHS [JSON]      # NAMES="magika resnet50" takes these alone
 
-Arms: unfused (one kernel an op), greedy (a destructive fuser), random (the best of 1,000 random choices from the
-e-graph), beam (32 states at a class), fused (the frontier DP). Each is timed in turn with the fused plan on the same data, one thread;
-what is printed is the time relative to the fused plan of the same pair. Search time is what planning adds to the time of
-printing the unfused program.
+MODELS and GOLDEN are the 13 real models and their cases, GRAPHS what graphs.py wrote. Arms: unfused (one kernel an op),
+greedy (a destructive fuser), random (the best of 1,000 random choices from the e-graph), beam (32 states at a class), fused (the
+frontier DP). One artifact holds all; they are run in turn on the same data, one thread, and medians compared. Plans that
+are the same, kernel for kernel, are timed once. Prints markdown.
 """
 import ast
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 
 ARMS = ["unfused", "greedy", "random", "beam", "fused"]
-NAMES = "ppocr_det ppocr_rec ppocr_cls magika silero_vad silero_vad_sequence minilm_int8 efficientnet_lite0 efficientnet_lite0_qdq efficientnet_lite0_fp16 digits_rf digits_mlp cancer_gb".split()
-pavage, models, golden = sys.argv[1:4]
+REAL = "ppocr_det ppocr_rec ppocr_cls magika silero_vad silero_vad_sequence minilm_int8 efficientnet_lite0 efficientnet_lite0_qdq efficientnet_lite0_fp16 digits_rf digits_mlp cancer_gb".split()
+BUILT = "bert_base vit_b16 resnet50 mobilenetv3 llama_decode_b1 llama_decode_b16 llama_prefill_512 llama_prefill_2048".split()
+pavage, models, golden, graphs = sys.argv[1:5]
 
 
 def run(*args):
@@ -30,7 +31,7 @@ def run(*args):
 
 
 def shapes(case):
-    """Sizes of a case's inputs, for --shape."""
+    """Shapes of a case's inputs, for --shape."""
     given = []
     with zipfile.ZipFile(case) as arrays:
         for name in arrays.namelist():
@@ -43,34 +44,63 @@ def shapes(case):
     return given
 
 
-rows = []
+def where(name):
+    """Model and case."""
+    if name in BUILT:
+        return f"{graphs}/{re.sub('_(b[0-9]+|512|2048)$', '', name) if name.startswith('llama') else name}.onnx", f"{graphs}/{name}.npz"
+    case = {"silero_vad": "dev_silero", "silero_vad_sequence": "dev_silero_seq"}.get(name, f"dev_{name}")
+    return f"{models}/{name}.onnx", os.path.join(golden, case + ".npz")
+
+
+def measure(name, folder):
+    """A row an arm."""
+    model, case = where(name)
+    fixed = shapes(case) if not name.startswith("silero") else []
+    artifact, text = os.path.join(folder, "m.pav"), os.path.join(folder, "m.ir")
+    report = json.loads(run("compile", model, *fixed, "--plans", ",".join(ARMS), "-o", artifact, "--json"))
+    seconds = {p["plan"]: p["seconds"] for p in report["planning"]}
+    run("compile", model, *fixed, "--plans", ",".join(ARMS), "--emit", "ir", "-o", text)
+    programs = dict(re.findall(r"^program (\w+)( \{.*?)(?=^program |\Z)", open(text).read(), re.M | re.S))
+    first = {arm: next(a for a in reversed(ARMS) if programs[a].split("\n; ")[0] == programs[arm].split("\n; ")[0]) for arm in ARMS}
+    timed = sorted(set(first.values()), key=ARMS.index)
+    inputs = ["--case" if name in REAL else "--inputs", case]
+    bench = json.loads(run("bench", artifact, *inputs, "--threads", "1", "--ab", ",".join(timed), "--duration", os.environ.get("SECONDS_A_MODEL", "4"), "--iterations", "5", "--json"))
+    ms = {p["plan"]: p["p50_ms"] for p in bench["plans"]}
+    rows = []
+    for arm in ARMS:
+        kernels = json.loads(run("explain", artifact, "--plan", arm, "--json"))
+        predicted = sum(k["why"]["total_ns"] for k in kernels) / 1e3
+        rows.append(dict(model=name, arm=arm, kernels=len(kernels), predicted_us=predicted, ms=ms[first[arm]], same_as=first[arm], search_s=seconds[arm], notes=report["notes"]))
+    return rows
+
+
+def geomean(ratios):
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+rows = {}
+print("| model | " + " | ".join(f"{a}: kernels, predicted, measured ms" for a in ARMS) + " | greedy / fused | search s: greedy, random, beam, fused |")
+print("|" + "---|" * (len(ARMS) + 3), flush=True)
 with tempfile.TemporaryDirectory() as folder:
-    for name in os.environ.get("NAMES", " ".join(NAMES)).split():
-        case = os.path.join(golden, {"silero_vad": "dev_silero", "silero_vad_sequence": "dev_silero_seq"}.get(name, f"dev_{name}") + ".npz")
-        model, artifact = f"{models}/{name}.onnx", os.path.join(folder, "m.pav")
-        fixed = shapes(case) if not name.startswith("silero") else []
+    for name in os.environ.get("NAMES", " ".join(REAL + BUILT)).split():
         try:
-            run("compile", model, *fixed, "--plans", ",".join(ARMS), "-o", artifact)
-            seconds = {}
-            for arm in ARMS:
-                start = time.monotonic()
-                run("compile", model, *fixed, "--plans", arm, "--emit", "ir", "-o", os.path.join(folder, "m.ir"))
-                seconds[arm] = time.monotonic() - start
-            for arm in ARMS:
-                kernels = json.loads(run("explain", artifact, "--plan", arm, "--json"))
-                pair = json.loads(run("bench", artifact, "--case", case, "--threads", "1", "--ab", f"fused,{arm}" if arm != "fused" else "fused,unfused", "--duration", "1", "--json"))
-                fused, other = [p["min_ms"] for p in pair["plans"]]
-                rows.append(dict(
-                    model=name, arm=arm, kernels=len(kernels), predicted_us=sum(k["why"]["total_ns"] for k in kernels) / 1e3,
-                    ms=fused if arm == "fused" else other, relative=1.0 if arm == "fused" else other / fused, search_s=max(0.0, seconds[arm] - seconds["unfused"]),
-                ))
-                r = rows[-1]
-                print(f"{name:24s} {arm:8s} {r['kernels']:4d} kernels  predicted {r['predicted_us']:10.1f} us  {r['ms']:9.3f} ms  {r['relative']:5.2f} of fused  search {r['search_s']:5.2f} s", flush=True)
+            of = {r["arm"]: r for r in measure(name, folder)}
         except RuntimeError as e:
             print(name, "failed:", e)
-for arm in ARMS:
-    ratios = [r["relative"] for r in rows if r["arm"] == arm]
-    if ratios:
-        print(f"{arm:8s} geomean {math.exp(sum(map(math.log, ratios)) / len(ratios)):.3f} of fused's time over {len(ratios)} models")
-if len(sys.argv) > 4:
-    json.dump(rows, open(sys.argv[4], "w"), indent=0)
+            continue
+        rows[name] = of
+        cells = []
+        for arm in ARMS:
+            r = of[arm]
+            measured = f"{r['ms']:.4g}" if r["same_as"] == arm else f"same plan as {r['same_as']}"
+            cells.append(f"{r['kernels']}, {r['predicted_us'] / 1e3:.4g}, {measured}")
+        search = ", ".join(f"{of[a]['search_s']:.2f}" for a in ARMS[1:])
+        print(f"| {name} | " + " | ".join(cells) + f" | {of['greedy']['ms'] / of['fused']['ms']:.3f} | {search} |", flush=True)
+        for note in of["fused"]["notes"]:
+            if "stopped" in note or "kept" in note:
+                print(f"{name}: a limit was hit: {note}", file=sys.stderr)
+for arm in ARMS[:-1] if rows else []:
+    ratios = [of[arm]["ms"] / of["fused"]["ms"] for of in rows.values()]
+    print(f"\nfused is {geomean(ratios):.3f} times as fast as {arm} (geometric mean of {len(ratios)}; worst {min(ratios):.3f})")
+if len(sys.argv) > 5:
+    json.dump([r for of in rows.values() for r in of.values()], open(sys.argv[5], "w"), indent=0)

@@ -142,6 +142,7 @@ fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs) -> State {
                 class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
             if pointwise
                 && (used_once(s, arg) || is_trifle(s, root, arg, costs))
+                && !belongs_to_heart(s, root, arg, costs)
                 && let Some(next) = absorb(s, &state, arg).pop()
                 && legal(s, root, &next).is_some()
             {
@@ -161,6 +162,27 @@ fn is_trifle(s: &Saturated, root: Id, arg: Id, costs: &Costs) -> bool {
     let size = |id: Id| cost::elements(&s.egraph[id].data.ty, costs);
     let cheap = |t: &Term| matches!(&t.head, Head::Op(Op::Map(f)) if cost::function(*f) <= 3.0);
     s.egraph[arg].nodes.iter().all(cheap) && 4.0 * size(arg) <= size(root)
+}
+
+/// Whether `arg`, which `root` repeats, can be computed once by the kernel of a contraction or convolution before it.
+fn belongs_to_heart(s: &Saturated, root: Id, arg: Id, costs: &Costs) -> bool {
+    let size = |id: Id| cost::elements(&s.egraph[id].data.ty, costs);
+    if size(arg) >= size(root) {
+        return false;
+    }
+    let (mut stack, mut seen) = (vec![arg], BTreeSet::new());
+    while let Some(id) = stack.pop() {
+        for term in &s.egraph[id].nodes {
+            match &term.head {
+                Head::Op(op) if form::is_heart(op) => return true,
+                Head::Op(Op::Map(_) | Op::Cast { .. } | Op::Reshape { .. } | Op::Transpose { .. }) => {
+                    stack.extend(term.args.iter().filter(|a| size(**a) == size(arg) && seen.insert(**a)));
+                }
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 /// Whether one class alone reads `id`, be it through views.
@@ -253,7 +275,7 @@ struct Legal {
 
 /// The kernel of a state; `None` where it is illegal.
 fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
-    for views in [Views::All, Views::None] {
+    for views in [Views::All, Views::NoReshape, Views::None] {
         let members = close(s, root, state, views)?;
         let mut graph = Graph::new("kernel");
         let mut values: BTreeMap<Id, Value> = BTreeMap::new();
@@ -298,25 +320,32 @@ fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
     None
 }
 
+/// The views that a contraction's operands are read through.
 #[derive(Clone, Copy, PartialEq)]
 enum Views {
     All,
+    NoReshape,
     None,
 }
 
 /// The state's terms and the views they read through, operands first. `None` if they form a circle.
 fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id, Term)>> {
     let mut chosen = state.clone();
-    let mut stack: Vec<Id> = state.keys().copied().collect();
-    while let Some(id) = stack.pop() {
+    let mut stack: Vec<(Id, Views)> = state.keys().map(|id| (*id, Views::All)).collect();
+    while let Some((id, level)) = stack.pop() {
         let term = chosen[&id].clone();
         let Head::Op(op) = &term.head else { continue };
-        let stop = matches!(op, Op::Conv { .. } | Op::Pool { .. })
-            || form::is_opaque(op)
-            || (views == Views::None && matches!(op, Op::MatMul { .. } | Op::Attention { .. }));
-        if stop {
-            continue;
-        }
+        let level = match op {
+            Op::Conv { .. } | Op::Pool { .. } => continue,
+            op if form::is_opaque(op) => continue,
+            Op::MatMul { .. } | Op::Attention { .. } => views,
+            _ => level,
+        };
+        let takes = |op: &Op| match level {
+            Views::All => fuse::is_free(op),
+            Views::NoReshape => fuse::is_free(op) && !matches!(op, Op::Reshape { .. }),
+            Views::None => false,
+        };
         for &a in term.children() {
             if chosen.contains_key(&a) {
                 continue;
@@ -325,11 +354,11 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
             let free = s.egraph[a]
                 .nodes
                 .iter()
-                .find(|t| matches!(&t.head, Head::Op(op) if fuse::is_free(op)) && !t.args.contains(&a) && !t.args.iter().any(|x| depends(s, &chosen, *x, a)));
+                .find(|t| matches!(&t.head, Head::Op(op) if takes(op)) && !t.args.contains(&a) && !t.args.iter().any(|x| depends(s, &chosen, *x, a)));
             let leaf = s.egraph[a].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
             if let Some(t) = free.filter(|_| !leaf) {
                 chosen.insert(a, t.clone());
-                stack.push(a);
+                stack.push((a, level));
             }
         }
     }

@@ -34,6 +34,8 @@ pub struct Choice {
     pub cost: f64,
     /// Limits that were hit.
     pub limits: Vec<String>,
+    /// Partial plans that were looked at.
+    pub states: usize,
 }
 
 /// A partial plan: what it cost, how it came about.
@@ -114,7 +116,7 @@ pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice,
         }
     }
     let Some(mut at) = done else { return Err(PassError::Rules { reason: "no set of kernels computes every output".into() }) };
-    let mut choice = Choice { cost: steps[at].cost, limits, ..Choice::default() };
+    let mut choice = Choice { cost: steps[at].cost, limits, states: steps.len(), ..Choice::default() };
     while let Some((before, kernel)) = steps[at].from {
         choice.chosen.push((order[steps[at].class as usize], kernel));
         at = before;

@@ -313,6 +313,19 @@ pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassE
     whole.finish(&ctx.costs)
 }
 
+/// What a search did, in counts that do not depend on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Parts that were searched: equal ones once.
+    pub parts: usize,
+    /// Terms in their e-graphs, after the rules.
+    pub terms: usize,
+    /// Kernels to choose from.
+    pub kernels: usize,
+    /// Partial plans that extraction looked at.
+    pub states: usize,
+}
+
 /// One kernel of a part.
 struct Group {
     members: Vec<NodeId>,
@@ -334,6 +347,11 @@ fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
     let roots = roots(graph, &saturated);
     let choice = extract::extract(&candidates, &roots, ctx.search)?;
     saturated.limits.iter().chain(&choice.limits).for_each(|limit| ctx.note(limit.clone()));
+    let mut work = ctx.work.borrow_mut();
+    work.parts += 1;
+    work.terms += saturated.egraph.total_size();
+    work.kernels += candidates.kernels.len();
+    work.states += choice.states;
     rebuild(graph, &saturated, &candidates, &choice)
 }
 

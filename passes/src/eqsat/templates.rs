@@ -1,8 +1,8 @@
 //! Splitting a graph where nothing is lost, so that equal layers are searched once.
 //!
 //! A **cut** is a value that all later work gets its data through, and that memory holds in every plan: a contraction or
-//! convolution reads it whole, or it outlives one that depends on it (the residual stream). Values that need no
-//! contraction and are read on both sides, such as an attention mask, may pass it by. What lies between two cuts is a [`Part`]: a
+//! convolution reads it whole, or it outlives one that depends on it (the residual stream). Inputs, and values that need no
+//! contraction, such as an attention mask, may pass it by. What lies between two cuts is a [`Part`]: a
 //! graph of its own, constants as inputs, so that the parts of repeated layers are equal texts. Kernels never span a
 //! cut; views and sizes are copied to where they are read.
 use crate::{PassError, form, fuse};
@@ -136,7 +136,9 @@ impl<'g> Flow<'g> {
                     base = self.operands[base][0];
                 }
                 let (there, here): (Vec<usize>, Vec<usize>) = self.readers(base).into_iter().partition(|r| after.has(*r));
-                base == at || (self.plain[base] && !here.is_empty() && there.iter().all(|r| !self.is_heart(*r)))
+                // What memory holds from the start, or what only the later part reads, is no reason against.
+                let own = matches!(self.graph[self.order[base]].kind, NodeKind::Input(_)) || (self.plain[base] && here.is_empty());
+                base == at || own || (self.plain[base] && there.iter().all(|r| !self.is_heart(*r)))
             })
         })
     }

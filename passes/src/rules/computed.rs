@@ -32,6 +32,7 @@ pub const RULES: &[Computed] = &[
     Computed { name: "neutral-element", apply: neutral },
     Computed { name: "saturating-cast", apply: saturating_cast },
     Computed { name: "attention", apply: attention },
+    Computed { name: "repeated-operand", apply: repeated_operand },
 ];
 
 fn op(term: &Term) -> Option<&Op> {
@@ -287,6 +288,71 @@ fn scaled_by(e: &Egraph, id: Id) -> Vec<(Id, f64)> {
             (Some(Op::Map(ScalarFn::Mul)), Some(c), _) => found.push((n.args[1], c)),
             (Some(Op::Map(ScalarFn::Div)), _, Some(c)) if c != 0.0 => found.push((n.args[0], 1.0 / c)),
             _ => {}
+        }
+    }
+    found
+}
+
+/// A product whose right operand is repeated along the last batch axis (keys and values that groups of queries share): the
+/// repetitions become rows of the left operand, and nothing is repeated.
+/// `a[.., h*g, m, k] repeat_g(b)[.., h*g, k, n] = reshape(reshape(a)[.., h, g*m, k] b[.., h, k, n])`.
+fn repeated_operand(e: &Egraph, term: &Term) -> Vec<Build> {
+    let Some(Op::MatMul { out }) = op(term) else { return vec![] };
+    let (left, right) = (&e[term.args[0]].data.ty.shape, &e[term.args[1]].data.ty.shape);
+    let Some(batch) = left.len().checked_sub(3) else { return vec![] };
+    let mut shape = left.clone();
+    shape.truncate(batch);
+    let mut result = left.clone();
+    result[batch + 2] = right[batch + 2].clone();
+    let mut found = vec![];
+    for (once, heads, times) in repeats(e, term.args[1], batch) {
+        let rows = times * left[batch + 1].clone();
+        let folded = shape.iter().cloned().chain([heads, rows, left[batch + 2].clone()]).collect();
+        let left = Build::Op(Op::Reshape { shape: folded }, vec![Build::Class(term.args[0])]);
+        let product = Build::Op(Op::MatMul { out: *out }, vec![left, once]);
+        found.push(Build::Op(Op::Reshape { shape: result.clone() }, vec![product]));
+    }
+    found
+}
+
+/// What `id` repeats along `axis`, each element several times in a row: that tensor, its extent there, and how often.
+fn repeats(e: &Egraph, id: Id, axis: usize) -> Vec<(Build, Dim, Dim)> {
+    let mut found = vec![];
+    for n in nodes(e, id) {
+        match op(n) {
+            Some(Op::Broadcast { shape }) => {
+                let from = &e[n.args[0]].data.ty.shape;
+                if from[axis] == Dim::one() && shape[axis] != Dim::one() && (0..shape.len()).all(|i| i == axis || from[i] == shape[i]) {
+                    found.push((Build::Class(n.args[0]), Dim::one(), shape[axis].clone()));
+                }
+            }
+            Some(Op::Reshape { .. }) => found.extend(repeats_in_groups(e, n, axis)),
+            Some(Op::Transpose { perm }) => {
+                let inner = nodes(e, n.args[0]).filter(|n| matches!(op(n), Some(Op::Reshape { .. }))).flat_map(|n| repeats_in_groups(e, n, perm[axis]));
+                found.extend(inner.map(|(once, heads, times)| (Build::Op(Op::Transpose { perm: perm.clone() }, vec![once]), heads, times)));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The same of a reshape that joins `axis` and an axis of repetitions behind it.
+fn repeats_in_groups(e: &Egraph, reshape: &Term, axis: usize) -> Vec<(Build, Dim, Dim)> {
+    let Some(Op::Reshape { shape }) = op(reshape) else { return vec![] };
+    let mut found = vec![];
+    for n in nodes(e, reshape.args[0]) {
+        let Some(Op::Broadcast { shape: wide }) = op(n) else { continue };
+        let from = &e[n.args[0]].data.ty.shape;
+        let joins = wide.len() == shape.len() + 1
+            && wide[..axis] == shape[..axis]
+            && wide[axis + 2..] == shape[axis + 1..]
+            && from[axis + 1] == Dim::one()
+            && (0..wide.len()).all(|i| i == axis + 1 || from[i] == wide[i]);
+        if joins {
+            let mut once = shape.clone();
+            once[axis] = wide[axis].clone();
+            found.push((Build::Op(Op::Reshape { shape: once }, vec![Build::Class(n.args[0])]), wide[axis].clone(), wide[axis + 1].clone()));
         }
     }
     found
