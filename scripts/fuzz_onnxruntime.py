@@ -7,6 +7,7 @@ Needs numpy, onnx and onnxruntime. Graphs that onnxruntime has no kernels for ar
 """
 import collections
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def main():
         try:
             found = difference(folder)
         except Exception as e:  # onnxruntime's errors have no common class
-            not_run[str(e)[:120]] += 1
+            missing = re.search(r"find an implementation for (\w+)", str(e))
+            not_run[f"no kernel for {missing[1]} of such types" if missing else str(e)[:200]] += 1
             continue
         if found is None:
             right += 1
@@ -59,7 +61,7 @@ def main():
             ops = [n.op_type for n in onnx.load(folder / "model.onnx").graph.node]
             differ.append(f"{folder.name} ({' '.join(ops)}): {found}")
     print("\n".join(differ))
-    for why, n in not_run.most_common(20):
+    for why, n in not_run.most_common():
         print(f"not run {n} times: {why}")
     print(f"onnxruntime: {right} agree, {len(differ)} differ, {sum(not_run.values())} not run")
     sys.exit(bool(differ))

@@ -101,6 +101,8 @@ pub(crate) enum Attr<'a> {
     Ints(&'a [i64]),
     Float(f32),
     Text(&'a str),
+    Floats(&'a [f32]),
+    Texts(&'a [&'a str]),
 }
 
 fn attribute(name: &str, value: &Attr) -> Message {
@@ -109,7 +111,9 @@ fn attribute(name: &str, value: &Attr) -> Message {
         Attr::Float(x) => m.fixed(2, x.to_bits()).int(20, 1),
         Attr::Int(n) => m.int(3, *n).int(20, 2),
         Attr::Text(s) => m.bytes(4, s).int(20, 3),
+        Attr::Floats(list) => list.iter().fold(m, |m, x| m.fixed(7, x.to_bits())).int(20, 6),
         Attr::Ints(list) => list.iter().fold(m, |m, n| m.int(8, *n)).int(20, 7),
+        Attr::Texts(list) => list.iter().fold(m, |m, s| m.bytes(9, s)).int(20, 8),
     }
 }
 

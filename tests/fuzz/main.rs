@@ -5,6 +5,7 @@
 //! node tests: `scripts/fuzz_onnxruntime.py FOLDER` compares those with onnxruntime. What the fuzzer finds becomes a case in
 //! tests/cases/run.
 mod graph;
+mod layers;
 mod ops;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,8 @@
 //! Random nodes: one function a family of operators. Each adds a node that fits the values there are, or does nothing.
-use super::graph::{Attr, Gen, Val};
+use super::{
+    graph::{Attr, Gen, Val},
+    layers::{grid_sample, recurrent},
+};
 use pavage::ir::{DType, Scalar, Tensor};
 
 /// The families; those named twice come up twice as often.
@@ -51,10 +54,12 @@ pub(crate) const OPS: &[fn(&mut Gen) -> Option<()>] = &[
     clip,
     one_hot,
     einsum,
+    recurrent,
+    grid_sample,
 ];
 
 /// What is computed with rounding.
-fn rounded(x: &Val, most: f64) -> Val {
+pub(crate) fn rounded(x: &Val, most: f64) -> Val {
     Val { bits: None, most, least: -most, ..x.clone() }
 }
 
@@ -92,6 +97,7 @@ fn unary(g: &mut Gen) -> Option<()> {
             if (op == "HardSwish" && g.opset < 14)
                 || (op == "Mish" && g.opset < 18)
                 || (op == "Gelu" && g.opset < 20)
+                || (op == "Celu" && x.dtype != DType::F32)
                 || (op == "ThresholdedRelu" && !x.exact())
             {
                 return None;
@@ -736,7 +742,7 @@ fn clip(g: &mut Gen) -> Option<()> {
 }
 
 fn one_hot(g: &mut Gen) -> Option<()> {
-    let x = g.val(|v| v.wide_int() && v.rank() <= 3)?;
+    let x = g.val(|v| v.wide_int() && (1..=3).contains(&v.rank()))?;
     let depth = g.rng.int(2, 6);
     let depth_name = g.ints(&[depth]);
     let values = g.initializer(&Tensor::from_f32(vec![2], &[-0.5, 2.0]));

@@ -92,7 +92,8 @@ pub(crate) fn hard_sigmoid(cx: &mut Cx, x: Val) -> Res<Val> {
 }
 
 pub(crate) fn hard_swish(cx: &mut Cx, x: Val) -> Res<Val> {
-    let gate = hard(cx, x, 1.0 / 6.0, 0.5)?;
+    // The sixth is an attribute of ONNX's own expansion: an f32.
+    let gate = hard(cx, x, f64::from(1.0f32 / 6.0), 0.5)?;
     cx.map(Mul, &[x, gate])
 }
 
