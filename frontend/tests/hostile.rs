@@ -66,6 +66,9 @@ fn a_huge_tensor_in_a_small_file_is_refused() {
     let mut m = plain();
     m.graph.as_mut().unwrap().initializer[0].dims = vec![1 << 29];
     says(&m, &["tensor `w`", "2147483648 bytes", "got 8"]);
+    // Its bits wrap around to those of the two elements there are.
+    m.graph.as_mut().unwrap().initializer[0].dims = vec![(1 << 59) + 2];
+    says(&m, &["tensor `w`", "got 8"]);
     m.graph.as_mut().unwrap().initializer[0].dims = vec![1 << 40, 1 << 40];
     says(&m, &["tensor `w`", "too many elements"]);
     m.graph.as_mut().unwrap().initializer[0].dims = vec![-2];

@@ -118,9 +118,9 @@ impl DType {
         self.is_float() && self.bits() <= 8
     }
 
-    /// Bytes that `count` elements take (those narrower than a byte packed).
+    /// Bytes that `count` elements take (those narrower than a byte packed); the largest number where that is beyond it.
     pub const fn bytes(self, count: usize) -> usize {
-        (self.bits() * count).div_ceil(8)
+        (count / 8).saturating_mul(self.bits()).saturating_add((count % 8 * self.bits()).div_ceil(8))
     }
 
     /// Smallest and largest integer an integer dtype holds.
