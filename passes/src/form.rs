@@ -644,8 +644,9 @@ impl Former<'_> {
                 }
                 PadMode::Constant | PadMode::Edge => i,
             };
-            let low = call(self, ScalarFn::Max, &[source, zero]);
-            let clamped = call(self, ScalarFn::Min, &[low, last]);
+            // Of an axis that turns out to be empty the place is 0, not -1.
+            let high = call(self, ScalarFn::Min, &[source, last]);
+            let clamped = call(self, ScalarFn::Max, &[high, zero]);
             at[a] = Dim::from(Atom::Value(clamped.0));
         }
         self.pull(operands[0], at, guard)
