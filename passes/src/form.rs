@@ -5,6 +5,7 @@
 //! Values the heart determines lie on the **spine**: each has coordinates in the region's axes, computed
 //! forwards through pointwise ops, reshapes and transposes. Every other value is **pulled**: asked for at an
 //! index, and the index mapped backwards through views, so that no view ever costs a kernel of its own.
+use crate::positions::{self, Positions};
 use pavage_ir::{
     DType, Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, Scalar, ScalarFn, TensorType, Value,
     attr::PadMode,
@@ -263,6 +264,8 @@ impl Former<'_> {
                 let q = at_own(self, operands[0])?;
                 let k = at_own(self, operands[1])?;
                 let v = at_own(self, operands[2])?;
+                // A mask is no matrix that must lie in memory.
+                self.in_heart = false;
                 let mask = operands.get(3).map(|m| at_own(self, *m)).transpose()?;
                 let keys = self.graph.ty(operands[1]).clone();
                 let [keys, depth] = [keys.shape[keys.rank() - 2].clone(), keys.shape[keys.rank() - 1].clone()];
@@ -475,6 +478,12 @@ impl Former<'_> {
         let on_spine = self.coords.get(&v).cloned();
         let op = match &node.kind {
             NodeKind::Const(t) if t.count() == 1 && !self.in_heart => return Ok(self.region.constant(t.get(0), ty.dtype)),
+            NodeKind::Const(t) if !self.in_heart => {
+                return match positions::of(t) {
+                    Some(found) => Ok(self.positions(&found, &index, ty.dtype)),
+                    None => Ok(self.load(v, index, guard)),
+                };
+            }
             NodeKind::Op(op, _) if self.members.contains(&v.node) => op.clone(),
             _ => return Ok(self.load(v, index, guard)),
         };
@@ -650,6 +659,28 @@ impl Former<'_> {
             at[a] = Dim::from(Atom::Value(clamped.0));
         }
         self.pull(operands[0], at, guard)
+    }
+
+    /// What a constant of positions is at `index`.
+    fn positions(&mut self, found: &Positions, index: &[Dim], dtype: DType) -> ExprId {
+        match *found {
+            Positions::Count { axis, start, step } => {
+                let i = self.index(Dim::from(start) + index[axis].clone() * Dim::from(step));
+                if dtype == DType::I64 { i } else { self.region.push(Expr::Cast(i), dtype) }
+            }
+            Positions::Triangle { row, col, diagonal, below, above } => {
+                let last = index[row].clone() + Dim::from(diagonal);
+                if below == Scalar::B(false) {
+                    return self.compare(ScalarFn::Gt, index[col].clone(), last);
+                }
+                let inside = self.compare(ScalarFn::Le, index[col].clone(), last);
+                if below == Scalar::B(true) {
+                    return inside;
+                }
+                let (below, above) = (self.region.constant(below, dtype), self.region.constant(above, dtype));
+                self.region.push(Expr::Call(ScalarFn::Select, vec![inside, below, above]), dtype)
+            }
+        }
     }
 
     fn index(&mut self, d: Dim) -> ExprId {

@@ -11,6 +11,7 @@ pub mod fuse;
 pub mod integer;
 pub mod layout;
 pub mod memory;
+mod positions;
 mod rebuild;
 pub mod rules;
 

@@ -4,6 +4,7 @@
 #   scripts/gpu/run.sh DIR [PART...]      parts: models hopper whole nodes (default: all)
 #
 # DIR is what scripts/gpu/prepare.sh makes where the compiler is: the runtime-only program, artifacts, cases and PTX.
+# The node tests take some 12 minutes with both plans: PART=1/2 and PART=2/2 run half of them each.
 # Results as JSON lines go to $OUT (default: DIR/out); a table comes last.
 set -u
 DIR=$(cd "$1" && pwd); shift
@@ -28,7 +29,7 @@ esac
 case " $PARTS " in *" whole "*) OUT=$OUT timeout 300 python3 "$HERE/whole_path.py" "$DIR" 2>&1 | tee "$OUT/whole_path.txt";; esac
 case " $PARTS " in *" nodes "*)
   [ -e "$DIR/nodes.bin.xz" ] && xz -dkf "$DIR/nodes.bin.xz"
-  timeout 540 "$DIR/nodes" "$DIR" cuda:0 "$OUT/nodes.jsonl" "${WORKERS:-14}" > "$OUT/nodes.txt" 2>&1 || echo "nodes ended with $?" >> "$OUT/nodes.txt"
+  timeout 540 "$DIR/nodes" "$DIR" cuda:0 "$OUT/nodes.jsonl" "${WORKERS:-14}" "${PART:-1/1}" > "$OUT/nodes.txt" 2>&1 || echo "nodes ended with $?" >> "$OUT/nodes.txt"
   tail -n "${LINES_SHOWN:-60}" "$OUT/nodes.txt";;
 esac
 [ -e "$OUT/models.jsonl" ] && python3 - "$OUT/models.jsonl" <<'PY'

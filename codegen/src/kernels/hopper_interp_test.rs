@@ -2,7 +2,7 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "a NaN must fail")]
 use super::flash::{self, Attention, FlashTiles};
 use super::hopper_gemm::{Rhs, Tiles, plain};
-use super::hopper_samples::{Tail, linear, self_attention};
+use super::hopper_samples::{Hides, Tail, linear, self_attention};
 use super::{ArgFacts, Built, build};
 use crate::targets::Target;
 use crate::tile::hopper::HopperWord as H;
@@ -365,24 +365,34 @@ fn epilogues_run_on_fragments() {
 
 #[test]
 fn masked_attention_reads_heads_side_by_side() {
-    let (b, s, heads, d) = (2usize, 100usize, 2usize, 64usize);
-    let region = self_attention(DType::F16, heads as i64, d as i64, true);
-    let built = build(&region, &hopper(), "k", &ArgFacts::default(), None).expect("builds");
-    assert_eq!(built.schedule.family, "flash");
-    let mut args: Vec<Vec<f64>> = (0..3).map(|i| random(b * s * heads * d, DType::F16, 60 + i)).collect();
-    // The last keys of the second sentence are padding.
-    args.push((0..b * s).map(|i| if i >= s + 77 { -1e4 } else { (i % 7) as f64 * 0.25 }).collect());
-    let got = run_region(&region, &built, &args, &bind(&[("b", b as i64), ("s", s as i64)]), 2);
-    let mut want = vec![0.0; got.len()];
-    for x in 0..b {
-        for h in 0..heads {
-            let row = |i: usize, e: usize| ((x * s + i) * heads + h) * d + e;
-            let part = |v: &[f64]| -> Vec<f64> { (0..s * d).map(|n| v[row(n / d, n % d)]).collect() };
-            let o = softmax(&part(&args[0]), &part(&args[1]), &part(&args[2]), d, 0.125, |_, j| args[3][x * s + j]);
-            for (n, v) in o.iter().enumerate() {
-                want[row(n / d, n % d)] = *v;
+    let (b, s, heads, d) = (2usize, 150usize, 2usize, 64usize);
+    for hides in [Hides::Padding, Hides::Future, Hides::Outside(40)] {
+        let region = self_attention(DType::F16, heads as i64, d as i64, hides);
+        let built = build(&region, &hopper(), "k", &ArgFacts::default(), None).expect("builds");
+        assert_eq!(built.schedule.family, "flash");
+        let mut args: Vec<Vec<f64>> = (0..3).map(|i| random(b * s * heads * d, DType::F16, 60 + i)).collect();
+        if hides == Hides::Padding {
+            // The last keys of the second sentence are padding.
+            args.push((0..b * s).map(|i| if i >= s + 77 { -1e4 } else { (i % 7) as f64 * 0.25 }).collect());
+        }
+        let mask = |x: usize, i: usize, j: usize| match hides {
+            Hides::Padding => args[3][x * s + j],
+            Hides::Future if j > i => f64::NEG_INFINITY,
+            Hides::Outside(n) if j > i || i >= j + n as usize => f64::NEG_INFINITY,
+            _ => 0.0,
+        };
+        let got = run_region(&region, &built, &args, &bind(&[("b", b as i64), ("s", s as i64)]), 2);
+        let mut want = vec![0.0; got.len()];
+        for x in 0..b {
+            for h in 0..heads {
+                let row = |i: usize, e: usize| ((x * s + i) * heads + h) * d + e;
+                let part = |v: &[f64]| -> Vec<f64> { (0..s * d).map(|n| v[row(n / d, n % d)]).collect() };
+                let o = softmax(&part(&args[0]), &part(&args[1]), &part(&args[2]), d, 0.125, |i, j| mask(x, i, j));
+                for (n, v) in o.iter().enumerate() {
+                    want[row(n / d, n % d)] = *v;
+                }
             }
         }
+        close(&got, &want, 0.01, &format!("{hides:?}"));
     }
-    close(&got, &want, 0.01, "masked");
 }

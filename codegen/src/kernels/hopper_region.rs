@@ -168,15 +168,55 @@ fn attention(region: &Region) -> Option<Flash> {
     }
     let rows = |id: ExprId| operand(region, id, p - 1, p - 2, p - 2);
     let rows = [rows(*q)?, rows(*k)?, rows(*v)?, tma_output(region, p)?];
+    let causal = region.space[p - 2] == *keys && mask.is_some_and(|m| is_causal(region, m, p));
+    let mask = mask.filter(|_| !causal);
     if mask.is_some_and(|m| !Fragments::fits(region, m, p)) {
         return None;
     }
-    Some(Flash { rows, mask: *mask, att: Attention { depth: d as u64, scale: scale.get(), causal: false }, keys: keys.clone() })
+    Some(Flash { rows, mask, att: Attention { depth: d as u64, scale: scale.get(), causal }, keys: keys.clone() })
+}
+
+/// Whether a mask is 0 where the key is not after the query, and minus infinity elsewhere.
+fn is_causal(region: &Region, mask: ExprId, p: usize) -> bool {
+    let Expr::Call(ScalarFn::Select, parts) = region.expr(mask) else { return false };
+    let [test, then, other] = parts.as_slice() else { return false };
+    let value = |id: &ExprId| {
+        let mut e = region.expr(*id);
+        while let Expr::Cast(x) = e {
+            e = region.expr(*x);
+        }
+        match e {
+            Expr::Float(f) => Some(f.get()),
+            Expr::Int(i) => Some(*i as f64),
+            _ => None,
+        }
+    };
+    let place = |id: &ExprId| match region.expr(*id) {
+        Expr::Index(d) => Some(d.clone()),
+        Expr::Int(c) => Some(Dim::from(*c)),
+        _ => None,
+    };
+    let Expr::Call(f, sides) = region.expr(*test) else { return false };
+    let [Some(a), Some(b)] = [sides.first().and_then(place), sides.get(1).and_then(place)] else { return false };
+    let hides = match (value(then), value(other)) {
+        (Some(0.0), Some(f64::NEG_INFINITY)) => false,
+        (Some(f64::NEG_INFINITY), Some(0.0)) => true,
+        _ => return false,
+    };
+    // What is not negative where the mask shows the key.
+    let ahead = match (f, hides) {
+        (ScalarFn::Le, false) | (ScalarFn::Gt, true) => b - a,
+        (ScalarFn::Ge, false) | (ScalarFn::Lt, true) => a - b,
+        (ScalarFn::Lt, false) | (ScalarFn::Ge, true) => b - a - Dim::one(),
+        (ScalarFn::Gt, false) | (ScalarFn::Le, true) => a - b - Dim::one(),
+        _ => return false,
+    };
+    ahead == Dim::axis(p - 2) - Dim::axis(p - 1)
 }
 
 fn flash_schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let (Some(_), Some(f)) = (hopper(target), attention(region)) else { return vec![] };
-    let best = FlashTiles::best(f.att.depth, false);
+    let best = FlashTiles::best(f.att.depth, f.att.causal);
     let knobs = |t: FlashTiles| {
         Schedule::new("flash", &[("consumers", t.consumers as i64), ("keys", t.keys as i64), ("stages", t.stages as i64), ("turns", i64::from(t.pingpong))])
     };
@@ -409,6 +449,13 @@ fn pattern(d: &Dim, p: usize) -> Option<Pattern> {
     Some(Pattern { vary, row, base })
 }
 
+/// `base(batch) + row * a + col * b` with constant steps: `(a, b, base)`.
+fn steps(d: &Dim, p: usize) -> Option<(i64, i64, Dim)> {
+    let (col, rest) = affine(d, p - 1)?;
+    let (row, base) = affine(&rest, p - 2)?;
+    (!base.any_atom(&|a| matches!(a, Atom::Value(_)))).then_some((row.as_const()?, col.as_const()?, base))
+}
+
 impl<'e, 'r> Fragments<'e, 'r> {
     /// The epilogue of a slice of a matrix of this many rows and columns.
     pub(super) fn new(env: &'e mut Env<'r>, p: usize, lanes: u16, slice: &'e Slice, (rows, cols): (Val, Val)) -> Fragments<'e, 'r> {
@@ -434,7 +481,12 @@ impl<'e, 'r> Fragments<'e, 'r> {
         let mut todo = vec![root];
         while let Some(id) = todo.pop() {
             match region.expr(id) {
-                Expr::Float(_) | Expr::Int(_) | Expr::Acc(0) => {}
+                Expr::Float(_) | Expr::Acc(0) => {}
+                // Positions are counted in 32 bits.
+                Expr::Int(v) if region.dtype(id) != DType::I64 || i32::try_from(*v).is_ok() => {}
+                Expr::Index(d) if steps(d, p).is_some() => {}
+                // Other arithmetic of theirs would need 64.
+                Expr::Call(..) | Expr::Load { .. } if region.dtype(id) == DType::I64 => return false,
                 Expr::Load { arg, index, guard: None } => {
                     let t = &region.args[*arg as usize];
                     let Some(q) = pattern(&Env::flat(&t.shape, index), p) else { return false };
@@ -456,6 +508,25 @@ impl<'e, 'r> Fragments<'e, 'r> {
         self.env.index(b, d, &mut point)
     }
 
+    /// An index at every element, in 32 bits.
+    fn position(&mut self, b: &mut Builder, d: &Dim) -> Val {
+        let Some((row, col, base)) = steps(d, self.p) else { return self.zero(b) };
+        let ty = Ty::Frag(DType::I32, self.lanes);
+        let mut at = self.base(b, &base);
+        for (step, first) in [(row, self.row), (col, self.col)] {
+            let first = b.mul_i(first, step);
+            at = b.add(at, first);
+        }
+        let mut v = b.cast(at, DType::I32);
+        for (step, word) in [(row, H::AccRows), (col, H::AccCols)].into_iter().filter(|(step, _)| *step != 0) {
+            let inside = gives(b, word, &[], &[], ty);
+            let step = b.constant(Scalar::I(i128::from(step)), DType::I32);
+            let inside = b.mul(inside, step);
+            v = b.add(v, inside);
+        }
+        v
+    }
+
     fn place(&mut self, b: &mut Builder, q: &Pattern) -> Place {
         Place { base: self.base(b, &q.base), row: self.row, col: self.col, rows: self.rows, cols: self.cols, stride: self.env.size(b, &q.row) }
     }
@@ -473,7 +544,9 @@ impl<'e, 'r> Fragments<'e, 'r> {
         let dtype = self.env.region.dtype(id);
         let v = match self.env.region.expr(id).clone() {
             Expr::Float(v) => b.float(v.get(), reg(dtype)),
-            Expr::Int(v) => b.constant(if dtype == DType::Bool { Scalar::B(v != 0) } else { Scalar::I(i128::from(v)) }, reg(dtype)),
+            Expr::Int(v) if dtype == DType::Bool => b.constant(Scalar::B(v != 0), dtype),
+            Expr::Int(v) => b.constant(Scalar::I(i128::from(v)), if dtype == DType::I64 { DType::I32 } else { reg(dtype) }),
+            Expr::Index(d) => self.position(b, &d),
             Expr::Load { arg, index, .. } => {
                 let buf = self.env.args[arg as usize];
                 let t = &self.env.region.args[arg as usize];

@@ -1,6 +1,6 @@
 //! Regions that the Hopper families are tried on, by tests and by the device check.
 use pavage_ir::region::RegionOutput;
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Real, Region, ScalarFn, TensorType};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Real, Region, Scalar, ScalarFn, TensorType};
 
 /// What follows the product in [`linear`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +56,22 @@ pub fn linear(dtype: DType, out: DType, n: i64, k: i64, tail: Tail) -> Region {
     r
 }
 
-/// Attention of `heads` heads that lie side by side in each row of the operands, `[b, s, heads, depth]`, with an additive
-/// f32 mask `[b, t]` when `masked`; the result lies likewise.
-pub fn self_attention(dtype: DType, heads: i64, depth: i64, masked: bool) -> Region {
+/// What an attention hides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hides {
+    /// Nothing.
+    Nothing,
+    /// What an additive f32 mask `[b, t]` says.
+    Padding,
+    /// Keys after the query.
+    Future,
+    /// Keys after the query, and those this many before it or more.
+    Outside(i64),
+}
+
+/// Attention of `heads` heads that lie side by side in each row of the operands, `[b, s, heads, depth]`; the result lies
+/// likewise.
+pub fn self_attention(dtype: DType, heads: i64, depth: i64, hides: Hides) -> Region {
     let (b, s, h, d) = (Dim::sym("b"), Dim::sym("s"), Dim::from(heads), Dim::from(depth));
     let mut r = Region::new("attention", vec![b.clone(), h.clone(), s.clone(), d.clone()]);
     let shape = vec![b.clone(), s.clone(), h, d.clone()];
@@ -68,10 +81,31 @@ pub fn self_attention(dtype: DType, heads: i64, depth: i64, masked: bool) -> Reg
         r.push(Expr::Load { arg, index: index.clone(), guard: None }, dtype)
     };
     let (q, k, v) = (operand(0), operand(1), operand(2));
-    let mask = masked.then(|| {
-        r.args.push(TensorType { dtype: DType::F32, shape: vec![b.clone(), s.clone()] });
-        r.push(Expr::Load { arg: 3, index: vec![Dim::axis(0), Dim::axis(3)], guard: None }, DType::F32)
-    });
+    let positions = |r: &mut Region, f: ScalarFn, key: Dim, query: Dim| {
+        let (key, query) = (r.push(Expr::Index(key), DType::I64), r.push(Expr::Index(query), DType::I64));
+        r.push(Expr::Call(f, vec![key, query]), DType::Bool)
+    };
+    let hidden = |r: &mut Region, seen: ExprId| {
+        let (shown, hidden) = (r.constant(Scalar::F(0.0), dtype), r.constant(Scalar::F(f64::NEG_INFINITY), dtype));
+        r.push(Expr::Call(ScalarFn::Select, vec![seen, shown, hidden]), dtype)
+    };
+    let mask = match hides {
+        Hides::Nothing => None,
+        Hides::Padding => {
+            r.args.push(TensorType { dtype: DType::F32, shape: vec![b.clone(), s.clone()] });
+            Some(r.push(Expr::Load { arg: 3, index: vec![Dim::axis(0), Dim::axis(3)], guard: None }, DType::F32))
+        }
+        Hides::Future => {
+            let seen = positions(&mut r, ScalarFn::Le, Dim::axis(3), Dim::axis(2));
+            Some(hidden(&mut r, seen))
+        }
+        Hides::Outside(window) => {
+            let past = positions(&mut r, ScalarFn::Le, Dim::axis(3), Dim::axis(2));
+            let near = positions(&mut r, ScalarFn::Gt, Dim::axis(3) + Dim::from(window), Dim::axis(2));
+            let seen = r.push(Expr::Call(ScalarFn::And, vec![past, near]), DType::Bool);
+            Some(hidden(&mut r, seen))
+        }
+    };
     r.heart = Heart::Attention { q, k, v, mask, scale: Real::new(1.0 / (depth as f64).sqrt()), keys: s, depth: d };
     let acc = r.push(Expr::Acc(0), dtype);
     r.outputs.push(RegionOutput { ty: TensorType { dtype, shape }, expr: acc, index });

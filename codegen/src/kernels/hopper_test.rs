@@ -1,5 +1,5 @@
 //! Regions through the Hopper families to machine code.
-use super::hopper_samples::{Tail, linear, self_attention};
+use super::hopper_samples::{Hides, Tail, linear, self_attention};
 use super::{ArgFacts, build};
 use crate::lower::nvvm::assembler::assemble;
 use crate::targets::Target;
@@ -41,10 +41,12 @@ fn outputs_that_are_no_matrix_are_written_one_by_one() {
 #[test]
 fn attention_takes_heads_side_by_side_and_masks() {
     let mut kernels = vec![];
-    for (i, (depth, masked)) in [(64, false), (64, true), (128, false), (128, true)].into_iter().enumerate() {
-        let b = built(&self_attention(DType::F16, 12, depth, masked), &format!("attention_{i}"));
-        assert_eq!(b.schedule.family, "flash");
-        kernels.push(b.kernel);
+    for depth in [64, 128] {
+        for (i, hides) in [Hides::Nothing, Hides::Padding, Hides::Future, Hides::Outside(100)].into_iter().enumerate() {
+            let b = built(&self_attention(DType::F16, 12, depth, hides), &format!("attention_{depth}_{i}"));
+            assert_eq!(b.schedule.family, "flash");
+            kernels.push(b.kernel);
+        }
     }
     assemble(&kernels, "sm_90a");
 }

@@ -2,7 +2,7 @@
 //! failure. Holds no compiler.
 //!
 //! ```text
-//! nodes FOLDER DEVICE RESULTS.jsonl [WORKERS]
+//! nodes FOLDER DEVICE RESULTS.jsonl [WORKERS [PART/PARTS]]
 //! ```
 //!
 //! `FOLDER` holds `nodes.jsonl`, a line a test, and `nodes.bin`, where the lines point into: artifact, inputs, expected
@@ -36,9 +36,12 @@ fn main() -> Fallible<()> {
         ["worker", folder, device] => work(Path::new(folder), device.parse()?),
         [folder, device, results, rest @ ..] => {
             let workers = rest.first().map_or(Ok(8), |n| n.parse())?;
-            run_all(folder, device, Path::new(results), workers)
+            let part = rest.get(1).copied().unwrap_or("1/1");
+            let part = part.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+            let part = part.filter(|(part, parts)| (1..=*parts).contains(part)).ok_or("a part is PART/PARTS, as 1/2")?;
+            run_all(folder, device, Path::new(results), workers, part)
         }
-        _ => Err("usage: nodes FOLDER DEVICE RESULTS.jsonl [WORKERS]".into()),
+        _ => Err("usage: nodes FOLDER DEVICE RESULTS.jsonl [WORKERS [PART/PARTS]]".into()),
     }
 }
 
@@ -96,10 +99,11 @@ impl Drop for Worker {
     }
 }
 
-fn run_all(folder: &str, device: &str, results: &Path, workers: usize) -> Fallible<()> {
-    let tests = tests(Path::new(folder))?;
+/// Every test, or every so many-th of them, which is one part of so many.
+fn run_all(folder: &str, device: &str, results: &Path, workers: usize, (part, parts): (usize, usize)) -> Fallible<()> {
+    let tests: Vec<Value> = tests(Path::new(folder))?;
     let mut work = vec![];
-    for (i, test) in tests.iter().enumerate() {
+    for (i, test) in tests.iter().enumerate().skip(part - 1).step_by(parts) {
         for plan in test["plans"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             work.push((i, plan.to_owned()));
         }
@@ -112,7 +116,7 @@ fn run_all(folder: &str, device: &str, results: &Path, workers: usize) -> Fallib
             all.insert((name.to_owned(), plan.to_owned()), failure);
         }
     };
-    for test in &tests {
+    for test in tests.iter().skip(part - 1).step_by(parts) {
         if let (Some(name), Some(why)) = (test["name"].as_str(), test["failure"].as_str()) {
             note(name, "compile", Some(why.to_owned()));
         }
