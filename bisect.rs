@@ -297,7 +297,7 @@ impl Trial<'_> {
 
     /// The graph as a program of one kernel an op, loaded where the suspect runs.
     fn compile_unfused(&self, graph: &Graph) -> Result<Session, Error> {
-        let program: Program = build::program("unfused", graph, &build::unfused, &Ctx::default())?;
+        let program: Program = build::unfused_program("unfused", graph, &Ctx::default())?;
         let targets = [(self.target.clone(), vec![program])];
         let port = |name: &str, v: Value| emit::Port { name: name.into(), ty: graph.ty(v).clone() };
         let request = emit::Request {

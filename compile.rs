@@ -163,8 +163,8 @@ fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Prog
     let (narrow, dice) = (other(Search::Beam(32)), other(Search::Random(1000)));
     let (beam, random) = (|g: &Graph| eqsat::optimise(g, &narrow), |g: &Graph| eqsat::optimise(g, &dice));
     let planner: build::Planner = match plan {
-        "unfused" => &build::unfused,
-        "fused" if level == OptLevel::O0 => &build::unfused,
+        "unfused" => return Ok(build::unfused_program(plan, graph, ctx)?),
+        "fused" if level == OptLevel::O0 => return Ok(build::unfused_program(plan, graph, ctx)?),
         "fused" if level == OptLevel::O1 => &greedy,
         "fused" => &search,
         "greedy" => &greedy,

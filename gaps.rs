@@ -28,7 +28,7 @@ pub fn gaps(graph: &Graph, target: &str) -> Result<Vec<Gap>, Error> {
     }
     let (mut graph, ctx) = (graph.clone(), Ctx::default());
     passes::run(&mut graph, &ctx, passes::PIPELINE)?;
-    let program = build::program("unfused", &graph, &build::unfused, &ctx)?;
+    let program = build::unfused_program("unfused", &graph, &ctx)?;
     let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
     for (origin, why) in emit::Kernels::missing(&program, &target) {
         found.entry((origin.members.join(" "), why)).or_default().extend(origin.sources);

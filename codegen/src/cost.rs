@@ -1,7 +1,8 @@
 //! What a region does, counted: operations, and bytes that must cross memory once.
 use pavage_ir::{
     DType, Dim, Expr, Heart, Op, Region, TensorType,
-    region::{ExprId, StageFn},
+    dim::Atom,
+    region::{ExprId, RegionOutput, StageFn},
 };
 
 /// Arithmetic operations and compulsory memory traffic of one run of a region, over size symbols.
@@ -46,19 +47,19 @@ pub fn work(region: &Region) -> Work {
         }
         Heart::Op(op) => op_flops(op, region),
     };
-    // Partial writes (a slice of a concatenation) cover their points, not the whole tensor.
-    let written = region
-        .outputs
-        .iter()
-        .map(|o| {
-            if region.space.len() == o.index.len() && matches!(region.heart, Heart::Map) {
-                bytes(&TensorType { dtype: o.ty.dtype, shape: region.space.clone() })
-            } else {
-                bytes(&o.ty)
-            }
-        })
-        .sum();
+    let written = region.outputs.iter().map(|o| written_bytes(region, o)).sum();
     Work { flops: heart + around, read: read_bytes(region), written }
+}
+
+/// Partial writes (a slice of a concatenation) cover their points, not the whole tensor.
+fn written_bytes(region: &Region, out: &RegionOutput) -> Dim {
+    if !region.writes_anywhere() {
+        return bytes(&out.ty);
+    }
+    let p = region.space.len();
+    let in_row = |k: usize| out.index.iter().any(|d| d.any_atom(&|a| matches!(a, Atom::Axis(at) if *at as usize == k)));
+    let axes = region.axes().into_iter().enumerate().filter(|(k, _)| *k < p || in_row(*k));
+    bytes(&TensorType { dtype: out.ty.dtype, shape: axes.map(|(_, n)| n).collect() })
 }
 
 /// Arguments count once, but no more than the points that load from them (a gather reads rows, not the table).

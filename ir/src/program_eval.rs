@@ -5,6 +5,7 @@ use crate::{
     Binding, DType, Graph, Scalar, Tensor, TensorType,
     dim::Atom,
     program::{Body, BufId, BufferKind, Program, Step},
+    region::RegionOutput,
     region_eval::eval_region,
 };
 
@@ -40,8 +41,9 @@ fn run(body: &Body, inputs: &[Tensor], outer: Frames, binding: &mut Binding) -> 
             Step::Run { region, args, outputs, .. } => {
                 let args = args.iter().map(|b| get(body, &bufs, outer, *b, binding)).collect::<Result<Vec<_>, _>>()?;
                 // A region may write part of a tensor that earlier steps have begun.
-                let begun: Option<Vec<Tensor>> = outputs.iter().map(|b| bufs[b.index()].clone()).collect();
-                let results = eval_region(region, &args, binding, begun.as_deref()).map_err(|e| format!("{}: {e}", region.name))?;
+                let begun = |(b, out): (&BufId, &RegionOutput)| bufs[b.index()].clone().map_or_else(|| zeros(&out.ty, binding), Ok);
+                let begun = outputs.iter().zip(&region.outputs).map(begun).collect::<Result<Vec<_>, _>>()?;
+                let results = eval_region(region, &args, binding, Some(&begun)).map_err(|e| format!("{}: {e}", region.name))?;
                 outputs.iter().zip(results).for_each(|(b, t)| bufs[b.index()] = Some(t));
             }
             Step::Copy { from, to } => bufs[to.index()] = Some(get(body, &bufs, outer, *from, binding)?),
@@ -96,6 +98,17 @@ fn define(ty: &TensorType, t: &Tensor, binding: &mut Binding) {
     }
 }
 
+fn extents(ty: &TensorType, binding: &Binding) -> Result<Vec<usize>, String> {
+    ty.shape.iter().map(|d| d.eval(binding).and_then(|v| usize::try_from(v).ok()).ok_or_else(|| format!("size {d} has no value"))).collect()
+}
+
+/// A tensor that nothing has written yet.
+fn zeros(ty: &TensorType, binding: &Binding) -> Result<Tensor, String> {
+    let shape = extents(ty, binding)?;
+    let bytes = vec![0; ty.dtype.bytes(shape.iter().product())];
+    Tensor::new(ty.dtype, shape, bytes).map_err(|e| e.to_string())
+}
+
 fn stack(parts: Vec<Tensor>) -> Result<Tensor, String> {
     let first = parts.first().ok_or("a loop without iterations scanned nothing")?;
     let shape: Vec<usize> = [parts.len()].into_iter().chain(first.shape().iter().copied()).collect();
@@ -108,12 +121,9 @@ fn get(body: &Body, bufs: &[Option<Tensor>], outer: Frames, b: BufId, binding: &
         return Ok(t.clone());
     }
     let buffer = &body.buffers[b.index()];
-    let shape = || -> Result<Vec<usize>, String> {
-        buffer.ty.shape.iter().map(|d| d.eval(binding).and_then(|v| usize::try_from(v).ok()).ok_or_else(|| format!("size {d} has no value"))).collect()
-    };
     match &buffer.kind {
         BufferKind::Const(t) => Ok(t.clone()),
-        BufferKind::View(of) => get(body, bufs, outer, *of, binding)?.reshaped(shape()?).map_err(|e| e.to_string()),
+        BufferKind::View(of) => get(body, bufs, outer, *of, binding)?.reshaped(extents(&buffer.ty, binding)?).map_err(|e| e.to_string()),
         BufferKind::Captured(of) => {
             let (here, rest) = outer.split_last().ok_or("nothing to capture from")?;
             here[of.index()].clone().ok_or_else(|| format!("captured buffer {} is empty ({} frames around)", of.0, rest.len()))

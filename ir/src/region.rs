@@ -14,6 +14,7 @@
 use crate::{
     DType, Dim, Op, Real, Scalar, ScalarFn, TensorType,
     attr::{Layout, PoolFn, ReduceFn},
+    dim::Atom,
 };
 use std::fmt;
 
@@ -174,6 +175,19 @@ pub struct RegionOutput {
     pub index: Vec<Dim>,
 }
 
+impl RegionOutput {
+    /// Where the point lands in memory: the row-major element index of [`RegionOutput::index`].
+    pub fn address(&self) -> Dim {
+        self.index.iter().zip(&self.ty.shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone()).recombine()
+    }
+
+    /// Whether a step along an axis is a step of one width in memory: nothing divides an axis.
+    pub fn is_affine(&self) -> bool {
+        let axis = |a: &Atom| matches!(a, Atom::Axis(_));
+        !self.address().any_atom(&|a| matches!(a, Atom::Div(x, _) | Atom::Mod(x, _) if x.any_atom(&axis)))
+    }
+}
+
 /// A fused kernel.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Region {
@@ -232,6 +246,15 @@ impl Region {
             axes.extend(reduced.iter().cloned());
         }
         axes
+    }
+
+    /// Whether its kernels write outputs wherever the index says, into a slice of a larger tensor too. An op that stays one
+    /// op writes each result whole, but for resizes and transposed convolutions.
+    pub fn writes_anywhere(&self) -> bool {
+        match &self.heart {
+            Heart::Op(op) => matches!(op, Op::Resize { .. } | Op::ConvTranspose { .. }),
+            Heart::Map | Heart::Reduce { .. } | Heart::Contract { .. } | Heart::Conv { .. } | Heart::Pool { .. } | Heart::Attention { .. } => true,
+        }
     }
 
     /// Every size symbol, in name order.

@@ -33,7 +33,21 @@ pub fn eval_region(region: &Region, args: &[Tensor], binding: &Binding, outputs:
     }
     let run = Run { region, args, binding };
     if let Heart::Op(op) = &region.heart {
-        return run.op(op);
+        let made = run.op(op)?;
+        if !region.writes_anywhere() {
+            return Ok(made);
+        }
+        for ((out, (bytes, shape)), t) in region.outputs.iter().zip(&mut results).zip(&made) {
+            let mut next = 0;
+            for_each_point(t.shape(), &mut |point| {
+                let at = run.index(&out.index, point, &vec![])?;
+                let at = flat(&at, shape).ok_or_else(|| format!("output index {at:?} outside {shape:?}"))?;
+                tensor::write(bytes, out.ty.dtype, at, t.get(next));
+                next += 1;
+                Ok(())
+            })?;
+        }
+        return finish(region, results);
     }
     let space = extents(&region.space)?;
     let reduced = match &region.heart {
@@ -54,6 +68,10 @@ pub fn eval_region(region: &Region, args: &[Tensor], binding: &Binding, outputs:
         }
         Ok(())
     })?;
+    finish(region, results)
+}
+
+fn finish(region: &Region, results: Vec<(Vec<u8>, Vec<usize>)>) -> Result<Vec<Tensor>, String> {
     results.into_iter().zip(&region.outputs).map(|((bytes, shape), out)| Tensor::new(out.ty.dtype, shape, bytes).map_err(|e| e.to_string())).collect()
 }
 

@@ -4,7 +4,7 @@ use crate::{
     eqsat::cost::{self, Costs},
     form::form,
     fuse::{self, Cluster, Order},
-    memory,
+    memory, slices,
 };
 use pavage_ir::{
     DType, Dim, Expr, Graph, Heart, NodeId, NodeKind, Op, Region, Sym, TensorType, Value,
@@ -33,10 +33,22 @@ pub fn greedy(graph: &Graph, costs: &Costs) -> Result<(Graph, Vec<Cluster>), Pas
 /// Build the program `name` of `graph`: kernels by `planner`, in nested graphs likewise.
 pub fn program(name: &str, graph: &Graph, planner: Planner, ctx: &Ctx) -> Result<Program, PassError> {
     let mut body = plan(graph, planner, Outer::Top, ctx)?;
+    slices::write_in_place_of_copies(&mut body, &ctx.costs);
+    Ok(finish(name, body, ctx))
+}
+
+/// Build the program `name` of `graph` with one kernel an op, copies of concatenations included: what other programs are
+/// compared with.
+pub fn unfused_program(name: &str, graph: &Graph, ctx: &Ctx) -> Result<Program, PassError> {
+    let body = plan(graph, &unfused, Outer::Top, ctx)?;
+    Ok(finish(name, body, ctx))
+}
+
+fn finish(name: &str, mut body: Body, ctx: &Ctx) -> Program {
     memory::in_place(&mut body);
     let program = Program { name: name.into(), body };
     ctx.dump(name, || program.to_string());
-    Ok(program)
+    program
 }
 
 fn plan(graph: &Graph, planner: Planner, outer: Outer, ctx: &Ctx) -> Result<Body, PassError> {

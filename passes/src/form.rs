@@ -202,17 +202,7 @@ impl Former<'_> {
 
     /// A heart's kernel writes tiles: every output must lie along its axes with constant or symbolic strides.
     fn affine_outputs(&self) -> Result<(), Illegal> {
-        for out in &self.region.outputs {
-            let mut linear = Dim::ZERO;
-            for (i, n) in out.index.iter().zip(&out.ty.shape) {
-                linear = linear * n.clone() + i.clone();
-            }
-            let linear = linear.recombine();
-            if linear.any_atom(&|a| matches!(a, Atom::Div(x, _) | Atom::Mod(x, _) if x.any_atom(&|a| matches!(a, Atom::Axis(_))))) {
-                return Err(Illegal::OffSpine("reshape"));
-            }
-        }
-        Ok(())
+        if self.region.outputs.iter().all(RegionOutput::is_affine) { Ok(()) } else { Err(Illegal::OffSpine("reshape")) }
     }
 
     fn opaque_outputs(&mut self, heart: Option<NodeId>, outputs: &[Value]) -> Result<(), Illegal> {
@@ -400,7 +390,7 @@ impl Former<'_> {
         let coords = match op {
             Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. } => at,
             Op::Transpose { perm } => perm.iter().map(|&p| at[p].clone()).collect(),
-            Op::Reshape { .. } => self.reindex(&at, &from.shape, &to.shape),
+            Op::Reshape { .. } => reindex(&at, &from.shape, &to.shape, &self.axes),
             Op::Broadcast { .. } => {
                 let Some((full, reduced, _)) = &self.full else { return Err(Illegal::OffSpine("broadcast")) };
                 if from.rank() != full.len() {
@@ -428,32 +418,6 @@ impl Former<'_> {
 
     fn region_extent(&self, axis: &Dim) -> Option<&Dim> {
         (0..self.axes.len()).find(|k| *axis == Dim::axis(*k)).map(|k| &self.axes[k])
-    }
-
-    /// Coordinates of the same element under another shape.
-    fn reindex(&self, at: &[Dim], from: &[Dim], to: &[Dim]) -> Vec<Dim> {
-        // Axes that agree from either end keep their coordinate: fewer divisions.
-        let head = from.iter().zip(to).take_while(|(a, b)| a == b).count();
-        let tail = from[head..].iter().rev().zip(to[head..].iter().rev()).take_while(|(a, b)| a == b).count();
-        let (from_mid, to_mid) = (&from[head..from.len() - tail], &to[head..to.len() - tail]);
-        let mut linear = Dim::ZERO;
-        for (c, n) in at[head..from.len() - tail].iter().zip(from_mid) {
-            linear = linear * n.clone() + c.clone();
-        }
-        let mut mid = vec![Dim::ZERO; to_mid.len()];
-        let first_real = to_mid.iter().position(|n| !n.is(1));
-        for i in (0..to_mid.len()).rev() {
-            if to_mid[i].is(1) {
-                continue;
-            }
-            if Some(i) == first_real {
-                mid[i] = linear.clone();
-            } else {
-                mid[i] = linear.mod_in(&to_mid[i], &self.axes);
-                linear = linear.div_in(&to_mid[i], &self.axes);
-            }
-        }
-        at[..head].iter().cloned().chain(mid).chain(at[from.len() - tail..].iter().cloned()).collect()
     }
 
     /// The value of `v` at `index`, an expression over the current axes. With a guard, the value matters
@@ -516,7 +480,7 @@ impl Former<'_> {
                 self.pull(operands[0], at, guard)
             }
             Op::Reshape { .. } => {
-                let at = self.reindex(&index, &ty.shape, &shape_of(self.graph, operands[0]));
+                let at = reindex(&index, &ty.shape, &shape_of(self.graph, operands[0]), &self.axes);
                 self.pull(operands[0], at, guard)
             }
             Op::Transpose { perm } => {
@@ -740,4 +704,30 @@ impl Former<'_> {
         let dtype = self.graph.ty(v).dtype;
         self.region.push(Expr::Load { arg: at as u32, index, guard }, dtype)
     }
+}
+
+/// Coordinates, over axes of these extents, of the same element under another shape.
+pub(crate) fn reindex(at: &[Dim], from: &[Dim], to: &[Dim], axes: &[Dim]) -> Vec<Dim> {
+    // Axes that agree from either end keep their coordinate: fewer divisions.
+    let head = from.iter().zip(to).take_while(|(a, b)| a == b).count();
+    let tail = from[head..].iter().rev().zip(to[head..].iter().rev()).take_while(|(a, b)| a == b).count();
+    let (from_mid, to_mid) = (&from[head..from.len() - tail], &to[head..to.len() - tail]);
+    let mut linear = Dim::ZERO;
+    for (c, n) in at[head..from.len() - tail].iter().zip(from_mid) {
+        linear = linear * n.clone() + c.clone();
+    }
+    let mut mid = vec![Dim::ZERO; to_mid.len()];
+    let first_real = to_mid.iter().position(|n| !n.is(1));
+    for i in (0..to_mid.len()).rev() {
+        if to_mid[i].is(1) {
+            continue;
+        }
+        if Some(i) == first_real {
+            mid[i] = linear.clone();
+        } else {
+            mid[i] = linear.mod_in(&to_mid[i], axes);
+            linear = linear.div_in(&to_mid[i], axes);
+        }
+    }
+    at[..head].iter().cloned().chain(mid).chain(at[from.len() - tail..].iter().cloned()).collect()
 }

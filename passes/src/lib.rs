@@ -14,6 +14,7 @@ pub mod memory;
 mod positions;
 mod rebuild;
 pub mod rules;
+pub mod slices;
 
 use pavage_ir::{Graph, Region, verify};
 use std::{cell::RefCell, collections::BTreeMap};

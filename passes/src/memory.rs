@@ -22,7 +22,7 @@ pub fn in_place(body: &mut Body) {
     for at in 0..body.steps.len() {
         let Step::Run { region, args, outputs, .. } = &body.steps[at] else { continue };
         let [out] = outputs.as_slice() else { continue };
-        if !matches!(body.buffers[out.index()].kind, BufferKind::Temp) {
+        if !matches!(body.buffers[out.index()].kind, BufferKind::Temp) || writers(body, *out) != 1 {
             continue;
         }
         let reusable = args.iter().enumerate().find(|(i, arg)| {
@@ -38,6 +38,11 @@ pub fn in_place(body: &mut Body) {
             body.buffers[out.index()].kind = BufferKind::View(arg);
         }
     }
+}
+
+/// How many regions write into a buffer: each but a part where they are several.
+fn writers(body: &Body, buf: BufId) -> usize {
+    body.steps.iter().filter(|s| matches!(s, Step::Run { outputs, .. } if outputs.contains(&buf))).count()
 }
 
 /// Whether a map region reads argument `arg` only at the point it writes.

@@ -153,7 +153,12 @@ fn spread(region: &Region, strides: &[usize]) -> Option<(Region, Dim, ExprId, Ex
     let index: Vec<Dim> = [Dim::axis(p), Dim::axis(p - 1)].into_iter().chain((0..spatial).map(Dim::axis)).collect();
     let rhs = to.push(Expr::Load { arg: 1, index, guard: None }, w.dtype);
     let expr = to.push(Expr::Acc(0), DType::F32);
-    to.outputs = vec![RegionOutput { ty: out.ty.clone(), expr, index: place }];
+    // The output may be a slice of something larger.
+    let at = |a: &Atom| match a {
+        Atom::Axis(k) => place[*k as usize].clone(),
+        other => Dim::from(other.clone()),
+    };
+    to.outputs = vec![RegionOutput { ty: out.ty.clone(), expr, index: out.index.iter().map(|d| d.map_atoms(&at)).collect() }];
     let axes: Vec<Dim> = (0..=p).map(Dim::axis).collect();
     let mut flat = flat::flat_over(&to, to.space.clone(), &axes);
     let mut copy = flat::Rewrite::new(&to, &mut flat, axes);

@@ -1,7 +1,7 @@
 //! Ops that stay one op: compiled for this machine, against their evaluators.
 use crate::common::{
     Noise,
-    regions::{Case, check, op_region, pick, size, ty},
+    regions::{Case, check, op_region, pick, size, sliced, ty},
 };
 use pavage_ir::{
     Binding, DType, Dim, Op, Real, Scalar, Tensor,
@@ -105,7 +105,7 @@ fn conv_transpose() {
         let dtype = pick(&mut noise, &[DType::F32, DType::F32, DType::F16]);
         cases.push(Case { tolerance: 2e-5, ..Case::new(op_region(op, vec![ty(dtype, &x), ty(dtype, &w)]), Binding::default(), &mut noise) });
     }
-    check(&cases);
+    check(&sliced(cases));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn resize() {
         }
         cases.push(Case { tolerance: 1e-4, ..case });
     }
-    check(&cases);
+    check(&sliced(cases));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 pub mod candidates;
 pub mod cost;
 pub mod extract;
+mod selection;
 pub mod templates;
 
 use crate::{
@@ -300,6 +301,8 @@ fn instantiate(ast: &egg::PatternAst<Term>, at: Id, subst: &egg::Subst) -> compu
 ///
 /// The graph is searched part by part ([`templates`]), equal parts once.
 pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassError> {
+    let rewritten = selection::rewrite(graph, ctx)?;
+    let graph = rewritten.as_ref().unwrap_or(graph);
     let mut known: BTreeMap<String, PartPlan> = BTreeMap::new();
     let mut whole = Whole::new(graph);
     for part in templates::split(graph)? {
@@ -353,6 +356,13 @@ fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
     work.kernels += candidates.kernels.len();
     work.states += choice.states;
     rebuild(graph, &saturated, &candidates, &choice)
+}
+
+/// Predicted nanoseconds of the best plan of a small graph.
+fn cost_of(graph: &Graph, ctx: &Ctx) -> Result<f64, PassError> {
+    let saturated = saturate(graph)?;
+    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
+    Ok(extract::extract(&candidates, &roots(graph, &saturated), ctx.search)?.cost)
 }
 
 /// The whole graph, part by part.

@@ -191,7 +191,7 @@ fn keys(e: &Egraph, id: Id, rank: usize) -> Vec<(Build, f64)> {
 }
 
 /// The class whose softmax along the last axis `id` is: a quotient, or a product with the reciprocal.
-fn softmax_of(e: &Egraph, id: Id, last: usize) -> Option<Id> {
+pub(crate) fn softmax_of(e: &Egraph, id: Id, last: usize) -> Option<Id> {
     let quotient = |n: &Term| -> Vec<(Id, Id)> {
         match op(n) {
             Some(Op::Map(ScalarFn::Div)) => reduced(e, n.args[1], ReduceFn::Sum, last).map(|sum| (n.args[0], sum)).into_iter().collect(),

@@ -52,6 +52,18 @@ pub(crate) fn random(t: &TensorType, binding: &Binding, noise: &mut Noise) -> Te
     )
 }
 
+/// The same cases, the first result of every second a slice of something larger: of another axis each time.
+pub(crate) fn sliced(mut cases: Vec<Case>) -> Vec<Case> {
+    for (i, case) in cases.iter_mut().step_by(2).enumerate() {
+        let out = &mut case.region.outputs[0];
+        if let Some(axis) = i.checked_rem(out.ty.rank()) {
+            out.ty.shape[axis] = out.ty.shape[axis].clone() + Dim::from(3i64);
+            out.index[axis] = out.index[axis].clone() + Dim::from(2i64);
+        }
+    }
+    cases
+}
+
 /// Compile every case for the CPU in one library, run each on several slices, compare.
 pub(crate) fn check_cpu(cases: &[Case]) {
     let target = Target::parse("native").expect("this machine");
