@@ -59,7 +59,7 @@ pub(crate) fn elu(cx: &mut Cx, x: Val) -> Res<Val> {
 }
 
 pub(crate) fn selu(cx: &mut Cx, x: Val) -> Res<Val> {
-    let (alpha, gamma) = (cx.float("alpha", 1.673_263_192_176_818_8)?, cx.float("gamma", 1.050_700_902_938_842_8)?);
+    let (alpha, gamma) = (cx.float("alpha", 1.673_263_192_176_818_8)?, cx.float("gamma", 1.050_701_022_148_132_3)?);
     let below = expm1(cx, x, alpha)?;
     let y = where_x(cx, Gt, x, 0.0, below)?;
     cx.with_number(Mul, y, gamma)
