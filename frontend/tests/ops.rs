@@ -543,3 +543,15 @@ fn an_optional_without_its_value_is_refused() {
     assert_eq!(eval(true).unwrap()[0], given);
     assert!(eval(false).is_err());
 }
+
+#[test]
+fn weights_and_lengths_say_the_sizes_of_a_recurrent_layer() {
+    let layer = node("RNN", &["x", "w", "r", "", "lens"], &["", "h"]).int("hidden_size", 1);
+    let x = value("x", F32, vec![Named("steps"), Named("batch"), Named("features")]);
+    let lens = onnx_protobuf::TensorProto { name: "lens".into(), dims: vec![2], data_type: 6, int32_data: vec![1, 2], ..Default::default() };
+    let (w, r) = (noise(3, 60), noise(1, 61));
+    let m = model(14, graph(vec![layer], vec![x], &["h"], vec![floats("w", &[1, 1, 3], &w), floats("r", &[1, 1, 1], &r), lens]));
+    let x = noise(12, 62);
+    let step = |t: usize, n: usize, h: f64| ((0..3).map(|i| f64::from(w[i] * x[(t * 2 + n) * 3 + i])).sum::<f64>() + f64::from(r[0]) * h).tanh();
+    close(&run(&m, &[Tensor::from_f32([2, 2, 3], &x)])[0], &[step(0, 0, 0.0), step(1, 1, step(0, 1, 0.0))]);
+}

@@ -21,9 +21,9 @@ struct Cell {
 
 fn cell(cx: &mut Cx) -> Res<Cell> {
     let mut x = cx.arg(0)?;
-    let r = cx.arg(2)?;
-    if cx.rank(x) != 3 || cx.rank(r) != 3 {
-        return invalid(format!("x is {}, r is {}", cx.ty(x), cx.ty(r)));
+    let (w, r) = (cx.arg(1)?, cx.arg(2)?);
+    if [x, w, r].iter().any(|v| cx.rank(*v) != 3) {
+        return invalid(format!("x is {}, w is {}, r is {}", cx.ty(x), cx.ty(w), cx.ty(r)));
     }
     let direction = match cx.text("direction", "forward")?.as_str() {
         "forward" => Direction::Forward,
@@ -36,7 +36,9 @@ fn cell(cx: &mut Cx) -> Res<Cell> {
     if batch_first {
         x = cx.transpose(x, &[1, 0, 2])?;
     }
-    let shape = cx.shape(x);
+    let (mut shape, weights) = (cx.shape(x), cx.shape(w));
+    shape[2] = cx.same_extent(&weights[2], &shape[2])?;
+    x = cx.with_shape(x, shape.clone())?;
     let clip = Real::new(if cx.has("clip") { cx.float("clip", 0.0)? } else { 0.0 });
     Ok(Cell { x, direction, directions, t: shape[0].clone(), n: shape[1].clone(), h: cx.shape(r)[2].clone(), batch_first, clip })
 }
@@ -77,7 +79,12 @@ impl Cell {
     /// Sequence lengths, all of them in full if not given.
     fn lengths(&self, cx: &mut Cx) -> Res<Val> {
         match cx.opt(4) {
-            Some(v) => cx.cast(v, DType::I32),
+            Some(v) => {
+                let [own] = cx.shape(v).try_into().or_else(|_| invalid(format!("lengths of type {}", cx.ty(v))))?;
+                cx.same_extent(&self.n, &own)?;
+                let v = cx.with_shape(v, vec![self.n.clone()])?;
+                cx.cast(v, DType::I32)
+            }
             None => {
                 let t = cx.known_dims(DType::I32, &[], vec![self.t.clone()]);
                 cx.broadcast_to(t, std::slice::from_ref(&self.n))
