@@ -99,11 +99,16 @@ fn moved(body: &Body, at: usize, costs: &Costs) -> Option<Vec<Change>> {
     }
     let shapes = (&body.buffers[root.index()].ty.shape, &body.buffers[from.index()].ty.shape);
     let change = |(step, output): (usize, usize)| {
-        let Step::Run { region, .. } = &body.steps[step] else { return None };
+        // Two results of one kernel are two buffers.
+        let Step::Run { region, .. } = body.steps.get(step).filter(|s| !writes(s, to))? else { return None };
         let place = placed(region, output, shapes, copy)?;
         pays(region, &place, copied, costs).then_some(Change { step, output, to, place })
     };
     writers.into_iter().map(change).collect()
+}
+
+fn writes(step: &Step, buf: BufId) -> bool {
+    matches!(step, Step::Run { outputs, .. } if outputs.contains(&buf))
 }
 
 /// Output `output` of `region` moved as `copy` moves what it writes, a tensor of the first of `shapes` read as the second.
