@@ -109,12 +109,12 @@ pub struct Reproducer {
 }
 
 /// A launch of the plan: what it computes.
-struct Site<'a> {
-    region: &'a Region,
+pub(crate) struct Site<'a> {
+    pub(crate) region: &'a Region,
     origin: &'a Origin,
-    kernel: &'a wired::Kernel,
+    pub(crate) kernel: &'a wired::Kernel,
     /// The model's constants among the arguments, as the model has them.
-    constants: Vec<Option<ir::Tensor>>,
+    pub(crate) constants: Vec<Option<ir::Tensor>>,
 }
 
 /// A launch whose results are off: what it read, what the evaluator says, what is wrong.
@@ -178,7 +178,7 @@ fn observe(session: &mut Session, suspect: &Suspect, show: &mut dyn FnMut(&mut O
 }
 
 /// The launches of a program next to those of the plan that was written from it.
-fn pair<'a>(body: &'a Body, wired: &wired::Body, kernels: &'a [wired::Kernel], outer: &[&'a Body], into: &mut Vec<Site<'a>>) -> Result<(), Error> {
+pub(crate) fn pair<'a>(body: &'a Body, wired: &wired::Body, kernels: &'a [wired::Kernel], outer: &[&'a Body], into: &mut Vec<Site<'a>>) -> Result<(), Error> {
     let stranger = || Error::Request("the artifact holds another plan than this version makes of the model: compile it again".into());
     let bodies: Vec<&Body> = outer.iter().copied().chain([body]).collect();
     if body.steps.len() != wired.steps.len() {
@@ -310,6 +310,7 @@ impl Trial<'_> {
             input_hash: String::new(),
             threads: 0,
             tuned: BTreeMap::new(),
+            price: &|_, _| 0.0,
         };
         let bytes = emit::artifact(&request).map_err(|e| internal(e.to_string()))?;
         let options = Options { plan: "unfused".into(), ..self.suspect.options.clone() };

@@ -1,15 +1,19 @@
 //! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
 use crate::{
-    Error, gaps, import,
+    Error, TuneLock, gaps, import,
     options::{CompileOptions, Compiled, Emit, OptLevel, Planning, Progress, Source, Verify},
     verify,
 };
-use pavage_codegen::{compile as code, emit, llvm, lower, targets::Target};
+use pavage_codegen::{choices, compile as backend, emit, llvm, lower, targets::Target};
 use pavage_frontend::onnx::Model;
 use pavage_ir::{Graph, NodeKind, Region, Requirement, program::Program, text};
 use pavage_passes::{
     self as passes, Ctx, build,
-    eqsat::{self, cost, extract::Search},
+    eqsat::{
+        self,
+        cost::{self, Costs},
+        extract::Search,
+    },
 };
 use std::{cell::RefCell, collections::BTreeMap, time::Instant};
 
@@ -20,17 +24,13 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
     let mut planned = plan(model, options, Members::Drop)?;
     let mut notes = std::mem::take(&mut planned.notes);
     if let Some(what) = options.emit {
-        let emitted = emit_text(what, &planned.graph, &planned.targets)?;
+        let emitted = emit_text(what, &planned.graph, &planned.targets, options)?;
         return Ok(Compiled { artifact: vec![], emitted, notes, planning: planned.planning });
     }
     stage(options, "generating code", 2);
-    let request = planned.request(options, content_hash(model)?);
-    let artifact = emit::artifact(&request).map_err(|e| match e {
-        emit::EmitError::Kernel { .. } | emit::EmitError::DType { .. } => Error::Unsupported(e.to_string()),
-        // What the writer refuses, the code generator should not have asked for.
-        emit::EmitError::Artifact(e) => Error::Internal { stage: "writing the artifact".into(), why: e.to_string() },
-        emit::EmitError::Compile(e) => Error::Internal { stage: "code generation".into(), why: e.to_string() },
-    })?;
+    let price = |target: &Target, region: &Region| cost::time(region, &costs(target, options));
+    let request = planned.request(options, content_hash(model)?, &price);
+    let artifact = code(&request)?;
     if options.verify == Verify::Replay {
         stage(options, "verifying", 3);
         for (target, programs) in request.targets {
@@ -39,6 +39,48 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
     }
     stage(options, "done", 4);
     Ok(Compiled { artifact, emitted: String::new(), notes, planning: planned.planning })
+}
+
+/// The artifact's bytes.
+pub(crate) fn code(request: &emit::Request) -> Result<Vec<u8>, Error> {
+    emit::artifact(request).map_err(|e| match e {
+        emit::EmitError::Kernel { .. } | emit::EmitError::DType { .. } => Error::Unsupported(e.to_string()),
+        // What the writer refuses, the code generator should not have asked for.
+        emit::EmitError::Artifact(e) => Error::Internal { stage: "writing the artifact".into(), why: e.to_string() },
+        emit::EmitError::Compile(e) => Error::Internal { stage: "code generation".into(), why: e.to_string() },
+    })
+}
+
+/// What a target costs by its row of the table.
+pub(crate) fn predicted_costs(target: &Target) -> Costs {
+    match target {
+        Target::Cpu(cpu) if cpu.lanes < 16 => cost::CPU_AVX2,
+        Target::Cpu(_) => cost::CPU,
+        Target::Gpu(gpu) if gpu.hopper => cost::GPU,
+        Target::Gpu(_) => cost::SM_80,
+    }
+}
+
+/// What a target costs: its row of the table, and what was measured on it.
+fn costs(target: &Target, options: &CompileOptions) -> Costs {
+    let lock = options.tune.as_ref().filter(|lock| lock.target() == target.name());
+    Costs { measured: lock.and_then(TuneLock::measured), ..predicted_costs(target) }
+}
+
+/// Schedules that were measured to be the best, by target.
+fn tuned(options: &CompileOptions) -> BTreeMap<String, emit::Tuned> {
+    options.tune.iter().map(|lock| (lock.target().to_string(), lock.schedules().clone())).collect()
+}
+
+/// Whether a lock says anything of these programs; how much, for people.
+fn locked(lock: &TuneLock, targets: &[(Target, Vec<Program>)]) -> Result<Option<String>, Error> {
+    let Some((_, programs)) = targets.iter().find(|(t, _)| t.name() == lock.target()) else { return Ok(None) };
+    let all = choices::signatures(programs);
+    let known = all.iter().filter(|s| lock.schedules().contains_key(*s)).count();
+    if known == 0 && !lock.schedules().is_empty() {
+        return Err(Error::Request("tune.lock is of another model, or of other sizes: it has none of the kernels".into()));
+    }
+    Ok(Some(format!("tune.lock decides the schedules of {known} of {} kernels", all.len())))
 }
 
 fn stage(options: &CompileOptions, text: &str, done: usize) {
@@ -70,6 +112,9 @@ pub(crate) struct Planned {
 /// Read a model, optimise it and plan it for every target of `options`.
 pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) -> Result<Planned, Error> {
     let targets = options.targets.iter().map(|t| Target::parse(t).map_err(|e| Error::Request(e.to_string()))).collect::<Result<Vec<_>, _>>()?;
+    if let Some(lock) = &options.tune {
+        lock.fits(&targets)?;
+    }
     stage(options, "reading the model", 0);
     let Model { mut graph, mut notes, requirements, .. } = import(model, &options.shapes)?;
     let missing = build::missing(&graph);
@@ -80,21 +125,20 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     let ctx = Ctx { dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
     ctx.dump("import", || text::print(&graph));
     stage(options, "optimising", 1);
-    // Graphs and plans are chosen by what a device costs: one set for CPUs, one for GPUs.
-    let cpu = Ctx { costs: cost::CPU, ..ctx };
-    let gpu = Ctx { costs: cost::GPU, dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
-    let planned = plans(&mut graph, targets, options, &cpu, &gpu);
-    dump(options.progress, &cpu);
-    dump(options.progress, &gpu);
-    let (targets, planning) = planned?;
-    notes.extend(cpu.notes.take().into_iter().chain(gpu.notes.take()));
-    let members = [cpu.members.take(), gpu.members.take()].into_iter().flatten().flatten().collect();
+    let planned = plans(&mut graph, targets, options, &|costs| Ctx { costs, dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() });
+    dump(options.progress, &ctx);
+    let Plans { targets, contexts, planning } = planned?;
+    if let Some(lock) = &options.tune {
+        notes.extend(locked(lock, &targets)?);
+    }
+    notes.extend(contexts.iter().flat_map(|ctx| ctx.notes.take()));
+    let members = contexts.iter().filter_map(|ctx| ctx.members.take()).flatten().collect();
     Ok(Planned { graph, requirements, targets, members, notes, planning })
 }
 
 impl Planned {
     /// What to put into the artifact.
-    pub(crate) fn request(&self, options: &CompileOptions, input_hash: String) -> emit::Request<'_> {
+    pub(crate) fn request<'a>(&'a self, options: &CompileOptions, input_hash: String, price: &'a dyn Fn(&Target, &Region) -> f64) -> emit::Request<'a> {
         let graph = &self.graph;
         let inputs = graph.inputs().iter().filter_map(|id| match &graph[*id].kind {
             NodeKind::Input(name) => Some(emit::Port { name: name.clone(), ty: graph.ty((*id).into()).clone() }),
@@ -109,7 +153,8 @@ impl Planned {
             flags: options.flags(),
             input_hash,
             threads: if options.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { options.threads },
-            tuned: BTreeMap::new(),
+            tuned: tuned(options),
+            price,
         }
     }
 }
@@ -124,42 +169,54 @@ pub(crate) fn content_hash(model: Source) -> Result<String, Error> {
     })
 }
 
-/// Targets, each with its programs, and what the search for these took.
-type Plans = (Vec<(Target, Vec<Program>)>, Vec<Planning>);
+/// Targets with their programs, and what there is to say of the planning.
+struct Plans {
+    targets: Vec<(Target, Vec<Program>)>,
+    contexts: Vec<Ctx>,
+    planning: Vec<Planning>,
+}
 
-/// Every plan of every target; targets of one kind share theirs. `graph` becomes what the passes made of it for the first.
-fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, cpu: &Ctx, gpu: &Ctx) -> Result<Plans, Error> {
+/// Every plan of every target, by what the target costs; those of equal costs share theirs. `graph` becomes what the passes
+/// made of it for the first.
+fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, ctx: &dyn Fn(Costs) -> Ctx) -> Result<Plans, Error> {
     let pipeline = if options.opt_level == OptLevel::O0 { passes::CLEANING } else { passes::PIPELINE };
-    let mut made: [Option<Vec<Program>>; 2] = [None, None];
+    let mut made: Vec<(Ctx, Vec<Program>)> = vec![];
     let mut first: Option<Graph> = None;
     let (mut all, mut planning) = (vec![], vec![]);
     for target in targets {
-        let (kind, ctx) = if matches!(target, Target::Cpu(_)) { (0, cpu) } else { (1, gpu) };
-        if made[kind].is_none() {
-            let mut optimised = graph.clone();
-            passes::run(&mut optimised, ctx, pipeline)?;
-            let mut programs = vec![];
-            for plan in &options.plans {
-                let start = Instant::now();
-                programs.push(program(plan, &optimised, options.opt_level, ctx)?);
-                planning.push(Planning { plan: plan.clone(), target: target.to_string(), took: start.elapsed() });
+        let costs = costs(&target, options);
+        let known = match made.iter().position(|(ctx, _)| ctx.costs == costs) {
+            Some(known) => known,
+            None => {
+                let ctx = ctx(costs);
+                let mut optimised = graph.clone();
+                let done = passes::run(&mut optimised, &ctx, pipeline).map_err(Error::from);
+                let mut search = |plan: &String| {
+                    let start = Instant::now();
+                    let program = program(plan, &optimised, options.opt_level, &ctx);
+                    planning.push(Planning { plan: plan.clone(), target: target.to_string(), took: start.elapsed() });
+                    program
+                };
+                let programs = done.and_then(|()| options.plans.iter().map(&mut search).collect());
+                dump(options.progress, &ctx);
+                made.push((ctx, programs?));
+                first.get_or_insert(optimised);
+                made.len() - 1
             }
-            made[kind] = Some(programs);
-            first.get_or_insert(optimised);
-        }
-        all.push((target, made[kind].clone().unwrap_or_default()));
+        };
+        all.push((target, made[known].1.clone()));
     }
     if let Some(optimised) = first {
         *graph = optimised;
     }
-    Ok((all, planning))
+    Ok(Plans { targets: all, contexts: made.into_iter().map(|(ctx, _)| ctx).collect(), planning })
 }
 
 fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {
     let search = |g: &Graph| eqsat::optimise(g, ctx);
     let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
     // Other searches over the same kernels, to compare with.
-    let other = |search| Ctx { search, costs: ctx.costs, ..Ctx::default() };
+    let other = |search| Ctx { search, costs: ctx.costs.clone(), ..Ctx::default() };
     let (narrow, dice) = (other(Search::Beam(32)), other(Search::Random(1000)));
     let (beam, random) = (|g: &Graph| eqsat::optimise(g, &narrow), |g: &Graph| eqsat::optimise(g, &dice));
     let planner: build::Planner = match plan {
@@ -181,26 +238,27 @@ fn dump(progress: Option<&dyn Progress>, ctx: &Ctx) {
     }
 }
 
-fn emit_text(what: Emit, graph: &Graph, targets: &[(Target, Vec<Program>)]) -> Result<String, Error> {
+fn emit_text(what: Emit, graph: &Graph, targets: &[(Target, Vec<Program>)], options: &CompileOptions) -> Result<String, Error> {
     if what == Emit::Ir {
         let programs: Vec<String> = targets.iter().flat_map(|(t, programs)| programs.iter().map(move |p| format!("; {t}\n{p}"))).collect();
         return Ok(format!("{}\n{}", text::print(graph), programs.join("\n")));
     }
     let fail = |e: &dyn std::fmt::Display| Error::Internal { stage: "code generation".into(), why: e.to_string() };
     let mut out = String::new();
+    let tuned = tuned(options);
     for (target, programs) in targets {
-        let kernels = emit::Kernels::build(programs, target, &BTreeMap::new()).map_err(|e| Error::Unsupported(e.to_string()))?;
+        let kernels = emit::Kernels::build(programs, target, tuned.get(target.name())).map_err(|e| Error::Unsupported(e.to_string()))?;
         let tiles = kernels.tiles();
         let mlir = match target {
-            Target::Cpu(_) => code::cpu_mlir(&tiles, target).map_err(|e| fail(&e))?,
+            Target::Cpu(_) => backend::cpu_mlir(&tiles, target).map_err(|e| fail(&e))?,
             Target::Gpu(gpu) => lower::nvvm::module(&tiles, gpu).map_err(|e| fail(&e))?,
         };
         let piece = match what {
             Emit::Ir => String::new(),
             Emit::Mlir => mlir,
-            Emit::Llvm => code::llvm_ir(&mlir, target, llvm::MiddleEnd::None).map_err(|e| fail(&e))?,
+            Emit::Llvm => backend::llvm_ir(&mlir, target, llvm::MiddleEnd::None).map_err(|e| fail(&e))?,
             Emit::Asm | Emit::Ptx => {
-                let bytes = code::emit(&mlir, target, llvm::MiddleEnd::None, llvm::Emit::Assembly).map_err(|e| fail(&e))?;
+                let bytes = backend::emit(&mlir, target, llvm::MiddleEnd::None, llvm::Emit::Assembly).map_err(|e| fail(&e))?;
                 String::from_utf8_lossy(&bytes).into_owned()
             }
         };

@@ -20,13 +20,16 @@ mod compile;
 mod error;
 mod gaps;
 mod import;
+mod lock;
 mod options;
+pub mod tune;
 mod verify;
 
 pub use compile::compile;
 pub use error::Error;
 pub use gaps::{Gap, gaps};
 pub use import::import;
+pub use lock::TuneLock;
 pub use options::{CompileOptions, Compiled, Emit, OptLevel, Planning, Progress, ShapeArg, Source, Verify};
 pub use pavage_frontend as frontend;
 pub use pavage_ir as ir;

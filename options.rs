@@ -1,5 +1,5 @@
 //! What to compile and how.
-use crate::{Artifact, Error};
+use crate::{Artifact, Error, TuneLock};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -134,6 +134,8 @@ pub struct CompileOptions<'a> {
     pub emit: Option<Emit>,
     /// Whether to check the kernels.
     pub verify: Verify,
+    /// What `pavage tune` measured for one of the targets.
+    pub tune: Option<TuneLock>,
     /// Threads of the compiler; 0 for one a core. The result does not depend on it.
     pub threads: usize,
     /// Who hears of it.
@@ -150,6 +152,7 @@ impl Default for CompileOptions<'_> {
             dump_after: Vec::new(),
             emit: None,
             verify: Verify::default(),
+            tune: None,
             threads: 0,
             progress: None,
         }
@@ -163,6 +166,7 @@ impl CompileOptions<'_> {
         flags.extend(self.shapes.iter().map(|s| format!("--shape={s}")));
         flags.push(format!("--plans={}", self.plans.join(",")));
         flags.push(format!("-{:?}", self.opt_level));
+        flags.extend(self.tune.iter().map(|lock| format!("--tune-lock={}", lock.hash())));
         flags
     }
 }
@@ -180,6 +184,8 @@ impl CompileOptions<'_> {
                 options.shapes.push(shape.parse().map_err(Error::Request)?);
             } else if let Some(plans) = flag.strip_prefix("--plans=") {
                 options.plans = plans.split(',').map(str::to_string).collect();
+            } else if flag.starts_with("--tune-lock=") {
+                return Err(Error::Request("the artifact was compiled with a tune.lock, whose contents it does not hold".into()));
             } else {
                 options.opt_level = match flag.as_str() {
                     "-O0" => OptLevel::O0,

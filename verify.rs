@@ -161,6 +161,7 @@ fn run(cases: &[Case], symbols: &[Sym], sizes: &Binding, target: &Target, thread
         input_hash: String::new(),
         threads,
         tuned: BTreeMap::new(),
+        price: &|_, _| 0.0,
     };
     let bytes = emit::artifact(&request).map_err(|e| internal(e.to_string()))?;
     let mut session = pavage_runtime::Artifact::from_bytes(&bytes)?.session(Device::Cpu, Options::default())?;

@@ -1,7 +1,7 @@
 //! `pavage bench`: how fast a model is, and what fusion bought.
 use super::inputs::{self, Given};
 use super::load::{ModelArgs, is_artifact};
-use super::{Done, Failure, remark, say, say_json, text};
+use super::{Done, Failure, remark, residual, say, say_json, text};
 use pavage::runtime::plan::{Kernel, KernelId};
 use pavage::runtime::{DeviceBuffer, Outputs};
 use pavage::{Artifact, Session, ShapeArg, Tensor};
@@ -21,6 +21,10 @@ pub(crate) struct Args {
     /// Time plans in turn, on the same data; of two, show what each kernel of the first saves.
     #[arg(long, value_name = "PLAN,PLAN,...", value_delimiter = ',', num_args = 1, conflicts_with = "plan")]
     ab: Vec<String>,
+    /// Show each kernel's predicted and measured time. Predictions are for one core: on a CPU this runs on one thread
+    /// unless --threads says otherwise.
+    #[arg(long, conflicts_with_all = ["ab", "quiet"])]
+    residual: bool,
     /// Warm up for this long first (milliseconds).
     #[arg(long, default_value_t = 200)]
     warm_up: u64,
@@ -287,28 +291,26 @@ pub(crate) fn savings_table(savings: &[Saving], most: usize) -> String {
     text::table(&head, rows)
 }
 
-impl Args {
-    /// The artifact and its inputs: those given, else random ones.
-    fn prepare(&self) -> Result<(Artifact, Vec<(String, Tensor)>), Failure> {
-        let given = Given::read(&self.inputs)?;
-        if !given.is_empty() {
-            let artifact = self.model.open(given.shapes())?;
-            let inputs = given.resolve(&artifact)?;
-            return Ok((artifact, inputs));
-        }
-        let mut open = Vec::new();
-        if !is_artifact(&self.model.model)? && !self.model.dynamic {
-            open = open_sizes(&self.model)?;
-        }
-        if !open.is_empty() {
-            let names: Vec<&str> = open.iter().map(String::as_str).collect();
-            remark(format!("sizes taken as 1: {}; fix others with --shape or give --inputs", names.join(", ")));
-        }
-        let ones = open.into_iter().map(|name| ShapeArg::Size { name, value: 1 }).collect();
-        let artifact = self.model.open(ones)?;
-        let inputs = inputs::random(&artifact, 1)?;
-        Ok((artifact, inputs))
+/// The artifact of a model and its inputs: those given, else random ones.
+pub(super) fn prepare(model: &ModelArgs, inputs: &inputs::Args) -> Result<(Artifact, Vec<(String, Tensor)>), Failure> {
+    let given = Given::read(inputs)?;
+    if !given.is_empty() {
+        let artifact = model.open(given.shapes())?;
+        let inputs = given.resolve(&artifact)?;
+        return Ok((artifact, inputs));
     }
+    let mut open = Vec::new();
+    if !is_artifact(&model.model)? && !model.dynamic {
+        open = open_sizes(model)?;
+    }
+    if !open.is_empty() {
+        let names: Vec<&str> = open.iter().map(String::as_str).collect();
+        remark(format!("sizes taken as 1: {}; fix others with --shape or give --inputs", names.join(", ")));
+    }
+    let ones = open.into_iter().map(|name| ShapeArg::Size { name, value: 1 }).collect();
+    let artifact = model.open(ones)?;
+    let inputs = inputs::random(&artifact, 1)?;
+    Ok((artifact, inputs))
 }
 
 /// Names of the sizes that a model's inputs leave open.
@@ -329,13 +331,16 @@ fn open_sizes(model: &ModelArgs) -> Result<Vec<String>, Failure> {
 /// `pavage bench`
 pub(crate) fn main(args: &Args) -> Done {
     let plans = if args.ab.is_empty() { vec![args.plan.clone()] } else { args.ab.clone() };
-    let (artifact, inputs) = args.prepare()?;
+    let (artifact, inputs) = prepare(&args.model, &args.inputs)?;
     let feeds: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let effort = Effort {
         warm_up: Duration::from_millis(args.warm_up),
         duration: Duration::try_from_secs_f64(args.duration).map_err(|e| Failure::usage(format!("--duration {}: {e}", args.duration)))?,
         iterations: args.iterations.max(1),
     };
+    if args.residual {
+        return residual::show(&artifact, &args.model, &args.plan, &feeds, &effort, args.json);
+    }
     let mut sessions = plans.iter().map(|plan| artifact.session(args.model.device, args.model.session_options(plan))).collect::<Result<Vec<_>, _>>()?;
     let keep = if args.copies { Keep::OnHost } else { Keep::OnDevice };
     let times = measure(&mut sessions, &feeds, &effort, keep)?;

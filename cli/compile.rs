@@ -5,7 +5,7 @@ use super::progress::{Bar, Dumps};
 use super::{Done, Failure, remark, say, say_json, text};
 use clap::ValueEnum;
 use pavage::bisect::{Finding, Suspect, bisect};
-use pavage::{Artifact, CompileOptions, Device, Emit, OptLevel, Options, ShapeArg, Source, Verify, compile};
+use pavage::{Artifact, CompileOptions, Device, Emit, OptLevel, Options, ShapeArg, Source, TuneLock, Verify, compile};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Says what always holds: there is no fallback, work without a kernel is an error.
     #[arg(long)]
     deny_fallback: bool,
+    /// Use what `pavage tune` measured: it needs no device.
+    #[arg(long, value_name = "FILE")]
+    tune_lock: Option<PathBuf>,
     /// Threads of the compiler; 0 for one a core. The artifact does not depend on it.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -99,6 +102,7 @@ pub(crate) fn main(args: &Args) -> Done {
             dump_after: args.dump_after.clone(),
             emit: args.emit.map(Emit::from),
             verify: if args.verify { Verify::Replay } else { Verify::Skip },
+            tune: args.tune_lock.as_deref().map(TuneLock::read).transpose()?,
             threads: args.threads,
             progress: Some(&bar),
         },

@@ -15,8 +15,10 @@ mod load;
 mod npy;
 mod opt;
 mod progress;
+mod residual;
 mod run;
 mod text;
+mod tune;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
@@ -41,6 +43,8 @@ enum Verb {
     Run(run::Args),
     /// Time a model or an artifact.
     Bench(bench::Args),
+    /// Measure the kernels of a model on this device and keep what is best in a lock file.
+    Tune(tune::Args),
     /// Compare a compiled model with the reference evaluator or with expected outputs.
     Compare(compare::Args),
     /// Show what an artifact or a model holds.
@@ -135,6 +139,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Compile(args) => compile::main(&args),
         Verb::Run(args) => run::main(&args),
         Verb::Bench(args) => bench::main(&args),
+        Verb::Tune(args) => tune::main(&args),
         Verb::Compare(args) => compare::main(&args),
         Verb::Inspect(args) => inspect::main(&args),
         Verb::Explain(args) => explain::main(&args),

@@ -17,7 +17,7 @@ use pavage_ir::{
     program::{Body, BufId, BufferKind, Origin, Program, Step, Why},
 };
 use pavage_runtime::{self as rt, DimExpr, plan};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, convert::Infallible};
 
 /// Why there is no artifact.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +73,10 @@ pub struct Request<'a> {
     pub input_hash: String,
     /// Threads to compile with; the bytes do not depend on it.
     pub threads: usize,
-    /// Schedules that replace the cost model's choice, by region text.
-    pub tuned: BTreeMap<String, Schedule>,
+    /// Schedules that replace the first of a kernel's family, by target and [`signature`].
+    pub tuned: BTreeMap<String, Tuned>,
+    /// Predicted nanoseconds of one launch of a region on a target; 0 where nothing is predicted.
+    pub price: &'a dyn Fn(&Target, &Region) -> f64,
 }
 
 /// One distinct kernel of a target.
@@ -92,10 +94,22 @@ pub struct Kernels {
 
 impl Kernels {
     /// Build the distinct kernels of `programs` on `target`.
-    pub fn build(programs: &[Program], target: &Target, tuned: &BTreeMap<String, Schedule>) -> Result<Kernels, EmitError> {
+    pub fn build(programs: &[Program], target: &Target, tuned: Option<&Tuned>) -> Result<Kernels, EmitError> {
         let mut all = Kernels { units: vec![], known: BTreeMap::new() };
         for program in programs {
-            all.body(&program.body, &[], target, tuned)?;
+            each_launch::<EmitError>(&program.body, &[], &mut |region, facts, origin| {
+                let key = key(region, &facts);
+                if all.known.contains_key(&key) {
+                    return Ok(());
+                }
+                let name = symbol_name(all.units.len(), &region.name);
+                let chosen = tuned.and_then(|t| t.get(&signature(region, &facts)));
+                let built =
+                    kernels::build(region, target, &name, &facts, chosen).map_err(|source| EmitError::Kernel { origin: origin.sources.join(", "), source })?;
+                all.known.insert(key, all.units.len());
+                all.units.push(Unit { built, name });
+                Ok(())
+            })?;
         }
         Ok(all)
     }
@@ -103,35 +117,15 @@ impl Kernels {
     /// Every kernel of `program` that `target` has no code for: the model's nodes, and why.
     pub fn missing(program: &Program, target: &Target) -> Vec<(Origin, String)> {
         let mut found = vec![];
-        missing(&program.body, &[], target, &mut found);
+        let Ok(()) = each_launch::<Infallible>(&program.body, &[], &mut |region, facts, origin| {
+            let why = match kernels::build(region, target, &region.name, &facts, None) {
+                Ok(built) => compile::refusal(&built.kernel, target).map(|e| e.to_string()),
+                Err(e) => Some(e.to_string()),
+            };
+            found.extend(why.map(|why| (origin.clone(), why)));
+            Ok(())
+        });
         found
-    }
-
-    fn body(&mut self, body: &Body, outer: &[&Body], target: &Target, tuned: &BTreeMap<String, Schedule>) -> Result<(), EmitError> {
-        let nested: Vec<&Body> = outer.iter().copied().chain([body]).collect();
-        for step in &body.steps {
-            match step {
-                Step::Run { region, args, origin, .. } => {
-                    let facts = facts(&nested, args);
-                    let key = key(region, &facts);
-                    if self.known.contains_key(&key) {
-                        continue;
-                    }
-                    let name = symbol_name(self.units.len(), &region.name);
-                    let built = kernels::build(region, target, &name, &facts, tuned.get(&key.0.to_string()))
-                        .map_err(|source| EmitError::Kernel { origin: origin.sources.join(", "), source })?;
-                    self.known.insert(key, self.units.len());
-                    self.units.push(Unit { built, name });
-                }
-                Step::If { then_body, else_body, .. } => {
-                    self.body(then_body, &nested, target, tuned)?;
-                    self.body(else_body, &nested, target, tuned)?;
-                }
-                Step::Loop { body, .. } => self.body(body, &nested, target, tuned)?,
-                Step::Copy { .. } | Step::Bind { .. } => {}
-            }
-        }
-        Ok(())
     }
 
     /// The kernels' tile IR, in order.
@@ -144,22 +138,30 @@ impl Kernels {
     }
 }
 
-fn missing(body: &Body, outer: &[&Body], target: &Target, found: &mut Vec<(Origin, String)>) {
+/// Schedules by [`signature`].
+pub type Tuned = BTreeMap<String, Schedule>;
+
+/// Visit every launch of a body and of those nested in it, in order.
+pub(crate) fn each_launch<E>(body: &Body, outer: &[&Body], visit: &mut dyn FnMut(&Region, ArgFacts, &Origin) -> Result<(), E>) -> Result<(), E> {
     let nested: Vec<&Body> = outer.iter().copied().chain([body]).collect();
     for step in &body.steps {
         match step {
-            Step::Run { region, args, origin, .. } => {
-                let why = match kernels::build(region, target, &region.name, &facts(&nested, args), None) {
-                    Ok(built) => compile::refusal(&built.kernel, target).map(|e| e.to_string()),
-                    Err(e) => Some(e.to_string()),
-                };
-                found.extend(why.map(|why| (origin.clone(), why)));
+            Step::Run { region, args, origin, .. } => visit(region, facts(&nested, args), origin)?,
+            Step::If { then_body, else_body, .. } => {
+                each_launch(then_body, &nested, visit)?;
+                each_launch(else_body, &nested, visit)?;
             }
-            Step::If { then_body, else_body, .. } => [then_body, else_body].into_iter().for_each(|b| missing(b, &nested, target, found)),
-            Step::Loop { body, .. } => missing(body, &nested, target, found),
+            Step::Loop { body, .. } => each_launch(body, &nested, visit)?,
             Step::Copy { .. } | Step::Bind { .. } => {}
         }
     }
+    Ok(())
+}
+
+/// What a schedule is chosen for: the region, its name aside, and which arguments are constants. Equal on every machine.
+pub fn signature(region: &Region, facts: &ArgFacts) -> String {
+    let constant = |i: usize| if facts.constant(i).is_some() { 'c' } else { 'v' };
+    format!("{:016x}-{}", region.signature(), (0..region.args.len()).map(constant).collect::<String>())
 }
 
 /// Kernels are shared by regions that differ in name alone.
@@ -204,7 +206,7 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
     let mut tensors = Tensors::default();
     let mut explanations: Vec<Vec<plan::Explanation>> = vec![];
     for (target, programs) in request.targets {
-        let kernels = Kernels::build(programs, target, &request.tuned)?;
+        let kernels = Kernels::build(programs, target, request.tuned.get(target.name()))?;
         let tiles = kernels.tiles();
         let code = match target {
             Target::Cpu(cpu) => {
@@ -217,11 +219,20 @@ pub fn artifact(request: &Request) -> Result<Vec<u8>, EmitError> {
             }
         };
         for program in programs {
-            let mut out = PlanWriter { symbols: &symbols, all: &kernels, target, writer: &mut writer, tensors: &mut tensors, kernels: vec![], why: vec![] };
+            let mut out = PlanWriter {
+                symbols: &symbols,
+                all: &kernels,
+                target,
+                writer: &mut writer,
+                tensors: &mut tensors,
+                kernels: vec![],
+                why: vec![],
+                price: request.price,
+            };
             let body = out.body(&program.body, &mut vec![])?;
             explanations.push(out.why.iter().map(explanation).collect());
             let kernels = out.kernels;
-            let predicted_ns = kernels.iter().map(|k| k.provenance.predicted_ns).sum();
+            let predicted_ns = predicted(&body, &kernels);
             manifest.plans.push(plan::Plan { name: program.name.clone(), target: target.name().into(), code, cubin: None, kernels, body, predicted_ns });
         }
     }
@@ -260,6 +271,7 @@ struct PlanWriter<'a, 'w> {
     kernels: Vec<plan::Kernel>,
     /// Of each kernel.
     why: Vec<Why>,
+    price: &'a dyn Fn(&Target, &Region) -> f64,
 }
 
 /// Buffers of one body as they are written: made when first named.
@@ -437,7 +449,8 @@ impl PlanWriter<'_, '_> {
                 flops: dim(&work.flops),
                 bytes_read: dim(&work.read),
                 bytes_written: dim(&work.written),
-                predicted_ns: predicted(self.target, built),
+                // A guess at sizes that are open would be misread.
+                predicted_ns: if region.symbols().is_empty() { (self.price)(self.target, region) } else { 0.0 },
             },
         }
     }
@@ -457,13 +470,22 @@ fn explanation(why: &Why) -> plan::Explanation {
     }
 }
 
-/// Predicted time of one launch where its sizes are fixed, in nanoseconds; 0 where they are not.
-fn predicted(target: &Target, built: &Built) -> f64 {
-    match (target, &built.cpu) {
-        (Target::Cpu(_), Some(c)) => match (c.extent.as_const(), c.unit_ps.as_const()) {
-            (Some(n), Some(ps)) => n as f64 * ps as f64 / 1000.0,
-            _ => 0.0,
-        },
-        _ => 0.0,
+/// Predicted time of one run, every nested body counted once; 0 if that of a launch is not known.
+fn predicted(body: &plan::Body, kernels: &[plan::Kernel]) -> f64 {
+    fn launches(body: &plan::Body, kernels: &[plan::Kernel], into: &mut Vec<f64>) {
+        for step in &body.steps {
+            match step {
+                plan::Step::Launch { kernel, .. } => into.extend(kernels.get(kernel.index()).map(|k| k.provenance.predicted_ns)),
+                plan::Step::Copy { .. } | plan::Step::Bind { .. } => {}
+                plan::Step::If { then_body, else_body, .. } => {
+                    launches(then_body, kernels, into);
+                    launches(else_body, kernels, into);
+                }
+                plan::Step::Loop { body, .. } => launches(body, kernels, into),
+            }
+        }
     }
+    let mut all = vec![];
+    launches(body, kernels, &mut all);
+    if all.contains(&0.0) { 0.0 } else { all.iter().sum() }
 }

@@ -1,4 +1,5 @@
 //! Regions to code: the tile IR, kernel families, and the lowerings to CPU objects and PTX.
+pub mod choices;
 pub mod compile;
 pub mod cost;
 pub mod emit;

@@ -282,6 +282,12 @@ impl Region {
         found.into_iter().collect()
     }
 
+    /// A hash of all but the name (FNV-1a over the text), equal on every machine: what measured times are kept under.
+    pub fn signature(&self) -> u64 {
+        let text = Self { name: String::new(), ..self.clone() }.to_string();
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+    }
+
     /// Short name of the heart.
     pub fn kind(&self) -> &'static str {
         match &self.heart {

@@ -50,13 +50,13 @@ fn check_for(source: &str, costs: cost::Costs) -> (Vec<String>, Vec<String>) {
     let mut graph = text::parse(source, &|_| None).unwrap();
     let inputs = random(&graph, 7, &|_| 3);
     let want = eval::eval(&graph, &inputs).unwrap();
-    let ctx = Ctx { costs, ..Ctx::default() };
+    let ctx = Ctx { costs: costs.clone(), ..Ctx::default() };
     passes::run(&mut graph, &ctx, passes::PIPELINE).unwrap();
     let names = |p: &pavage_ir::program::Program| p.body.regions().iter().map(|(r, _)| r.name.clone()).collect::<Vec<_>>();
     let mut kernels = vec![];
     let search = |g: &Graph| eqsat::optimise(g, &ctx);
     let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
-    let (narrow, dice) = (Ctx { costs, search: Search::Beam(2), ..Ctx::default() }, Ctx { costs, search: Search::Random(3), ..Ctx::default() });
+    let (narrow, dice) = (Ctx { costs: costs.clone(), search: Search::Beam(2), ..Ctx::default() }, Ctx { costs, search: Search::Random(3), ..Ctx::default() });
     let (beam, random) = (|g: &Graph| eqsat::optimise(g, &narrow), |g: &Graph| eqsat::optimise(g, &dice));
     let planners: [(&str, build::Planner); 5] = [("unfused", &build::unfused), ("greedy", &greedy), ("beam", &beam), ("random", &random), ("fused", &search)];
     for (name, planner) in planners {

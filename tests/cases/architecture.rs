@@ -25,7 +25,7 @@ fn first_kernel() -> (String, String) {
     let search = |g: &Graph| eqsat::optimise(g, &ctx);
     let program = build::program("fused", &graph, &search, &ctx).unwrap();
     let target = Target::parse(TARGET).unwrap();
-    let tiles = Kernels::build(&[program], &target, &BTreeMap::new()).unwrap().tiles();
+    let tiles = Kernels::build(&[program], &target, None).unwrap().tiles();
     (tiles[0].to_string(), code::cpu_mlir(&tiles[..1], &target).unwrap())
 }
 

@@ -221,6 +221,11 @@ pub const FAMILIES: &[Family] = &[
     tree::FAMILY,
 ];
 
+/// The schedules of the first family that applies, best guess first.
+pub fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule> {
+    FAMILIES.iter().map(|f| (f.schedules)(region, target, facts)).find(|s| !s.is_empty()).unwrap_or_default()
+}
+
 /// The kernel of a region on a target, named `name` (a C identifier): with the schedule `chosen`, or with the first one
 /// of the first family that applies.
 pub fn build(region: &Region, target: &Target, name: &str, facts: &ArgFacts, chosen: Option<&Schedule>) -> Result<Built, KernelError> {

@@ -105,7 +105,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
             args.sort();
             args.dedup();
             let bytes = |id: &Id| s.egraph[*id].data.ty.const_shape().map_or(4096, |d| d.iter().product::<usize>()) as f64 * 4.0;
-            let cost = if fuse::is_control(op) { costs.launch_ns * args.len() as f64 + 2.0 * bytes(&root) / costs.bytes_per_ns } else { 0.0 };
+            let cost = if fuse::is_control(op) { costs.launch_ns * args.len() as f64 + costs.memory_ns(2.0 * bytes(&root)) } else { 0.0 };
             found.push(Candidate { members: vec![(root, term.clone())], args, cost });
             if fuse::is_control(op) {
                 continue;

@@ -1,15 +1,36 @@
 //! What a kernel is predicted to cost: a roofline with a launch cost, in nanoseconds.
 //!
-//! One table a kind of device. The figures order alternatives; measured times replace them when a plan is tuned.
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, ScalarFn, TensorType, dim::Atom, program::Price};
+//! A table of constants with a row for each kind of device. A kernel takes as long as its arithmetic or its memory does, the
+//! longer of the two: arithmetic is rounded up to the vectors, tiles and, on GPUs, waves of tiles that the device runs, memory
+//! is as fast as the level that what is moved fits into. Measured times stand before predictions when a plan is tuned.
+use super::count::{Counter, inside};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Op, Region, ScalarFn, TensorType, attr::Layout, dim::Atom, program::Price};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What a device does in a nanosecond.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Costs {
-    /// Starting a kernel.
+    /// Starting a kernel, as part of its time.
     pub launch_ns: f64,
-    /// Bytes moved between kernels, most of which stay in a cache.
-    pub bytes_per_ns: f64,
+    /// Going from one kernel to the next, which is part of neither's time: threads meet, and code and data are cold. What a
+    /// plan of more kernels has to gain by each.
+    pub boundary_ns: f64,
+    /// Starting a contraction: operands are packed, or a pipeline fills.
+    pub fill_ns: f64,
+    /// Bytes that a kernel moves in a nanosecond where it moves fewer than so many, ascending: the levels of the memory.
+    pub levels: [(f64, f64); 4],
+    /// Bytes of weights that a contraction reads in a nanosecond: other kernels ran since they were last read.
+    pub weight_bytes_per_ns: f64,
+    /// How many bytes read a written byte counts as: a line is fetched before it is written.
+    pub write: f64,
+    /// Points of pointwise code that a vector holds.
+    pub lanes: f64,
+    /// What contractions are rounded up to: rows and columns of a tile, and how many tiles run at a time.
+    pub tile: [f64; 2],
+    /// The same where operands have 16 bits.
+    pub half_tile: [f64; 2],
+    /// Tiles that run at a time; a kernel takes as long as if the last ones were as many.
+    pub units: f64,
     /// Multiply-adds of a tiled contraction, counted as two.
     pub contract_flops_per_ns: f64,
     /// The same where operands have 16 bits.
@@ -20,38 +41,127 @@ pub struct Costs {
     pub attention_flops_per_ns: f64,
     /// Simple operations of pointwise code.
     pub map_ops_per_ns: f64,
+    /// Simple operations done once for a row: those of rows side by side overlap.
+    pub scalar_ops_per_ns: f64,
+    /// Reading or writing one element where its neighbours lie apart, and the bytes that come along.
+    pub stray: (f64, f64),
+    /// Ending a row with a part of a vector.
+    pub tail_ns: f64,
     /// Ending one reduction of one row.
     pub fold_ns: f64,
+    /// Following one edge of a decision tree: it waits for the one before.
+    pub edge_ns: f64,
     /// Value of a size symbol when nothing better is known.
     pub nominal_size: i64,
+    /// Times that a tuner measured.
+    pub measured: Option<Arc<Measured>>,
 }
 
-/// One core of a current CPU. Attention is fused only by plain loops there.
+/// Measured times, which stand before predictions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Nanoseconds of one launch, by [`Region::signature`].
+    pub ns: BTreeMap<u64, f64>,
+    /// What predictions are multiplied by, so that kernels that were not measured compare with those that were.
+    pub scale: f64,
+}
+
+/// One core with AVX-512, at about 4 GHz; measured there, kernel by kernel, with `pavage bench --residual`.
 pub const CPU: Costs = Costs {
-    launch_ns: 100.0,
-    bytes_per_ns: 25.0,
-    contract_flops_per_ns: 80.0,
-    half_flops_per_ns: 60.0,
-    byte_flops_per_ns: 110.0,
-    attention_flops_per_ns: 8.0,
-    map_ops_per_ns: 24.0,
-    fold_ns: 6.0,
+    launch_ns: 20.0,
+    boundary_ns: 100.0,
+    fill_ns: 20.0,
+    levels: [(5e5, 450.0), (2e6, 200.0), (3.2e7, 130.0), (f64::INFINITY, 20.0)],
+    weight_bytes_per_ns: 45.0,
+    write: 2.0,
+    lanes: 16.0,
+    tile: [4.0, 16.0],
+    half_tile: [4.0, 16.0],
+    units: 1.0,
+    contract_flops_per_ns: 245.0,
+    half_flops_per_ns: 235.0,
+    byte_flops_per_ns: 900.0,
+    attention_flops_per_ns: 24.0,
+    map_ops_per_ns: 110.0,
+    scalar_ops_per_ns: 16.0,
+    stray: (0.15, 64.0),
+    tail_ns: 4.0,
+    fold_ns: 8.0,
+    edge_ns: 2.1,
     nominal_size: 64,
+    measured: None,
+};
+
+/// One core with AVX2: half the vectors, the same memory.
+pub const CPU_AVX2: Costs = Costs {
+    lanes: 8.0,
+    tile: [4.0, 8.0],
+    half_tile: [4.0, 8.0],
+    contract_flops_per_ns: 0.5 * CPU.contract_flops_per_ns,
+    half_flops_per_ns: 0.5 * CPU.half_flops_per_ns,
+    byte_flops_per_ns: 0.5 * CPU.byte_flops_per_ns,
+    map_ops_per_ns: 0.6 * CPU.map_ops_per_ns,
+    ..CPU
 };
 
 /// A Hopper-class GPU, kernels launched from a graph.
 pub const GPU: Costs = Costs {
     launch_ns: 2000.0,
-    bytes_per_ns: 3500.0,
+    boundary_ns: 0.0,
+    fill_ns: 500.0,
+    levels: [(f64::INFINITY, 3500.0); 4],
+    weight_bytes_per_ns: 3500.0,
+    write: 1.0,
+    lanes: 1.0,
+    tile: [16.0, 64.0],
+    half_tile: [64.0, 128.0],
+    units: 132.0,
     contract_flops_per_ns: 25_000.0,
     half_flops_per_ns: 500_000.0,
     // Integer products run in plain loops there.
     byte_flops_per_ns: 2_000.0,
     attention_flops_per_ns: 400_000.0,
     map_ops_per_ns: 10_000.0,
+    scalar_ops_per_ns: 10_000.0,
+    stray: (0.0, 32.0),
+    tail_ns: 0.0,
     fold_ns: 0.02,
+    edge_ns: 0.02,
     nominal_size: 64,
+    measured: None,
 };
+
+/// An Ampere-class GPU, kernels launched from a graph.
+pub const SM_80: Costs = Costs {
+    launch_ns: 2500.0,
+    levels: [(f64::INFINITY, 1500.0); 4],
+    weight_bytes_per_ns: 1500.0,
+    units: 108.0,
+    contract_flops_per_ns: 12_000.0,
+    half_flops_per_ns: 180_000.0,
+    attention_flops_per_ns: 120_000.0,
+    map_ops_per_ns: 5_000.0,
+    ..GPU
+};
+
+impl Costs {
+    /// Moving so many bytes between kernels; written ones count [`Costs::write`] times.
+    pub fn memory_ns(&self, bytes: f64) -> f64 {
+        let level = self.levels.iter().find(|(most, _)| bytes <= *most);
+        bytes / level.map_or(1.0, |(_, rate)| *rate)
+    }
+
+    /// A size, symbols at their nominal value.
+    pub(super) fn size(&self, d: &Dim) -> f64 {
+        d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(self.nominal_size)).unwrap_or(self.nominal_size) as f64
+    }
+
+    /// Points of so many contractions of `m` by `n`, rounded up to what the device computes.
+    fn tiled(&self, batch: f64, m: f64, n: f64, [rows, columns]: [f64; 2]) -> f64 {
+        let tiles = batch * (m / rows).ceil() * (n / columns).ceil();
+        (tiles / self.units).ceil() * self.units * rows * columns
+    }
+}
 
 impl Default for Costs {
     fn default() -> Self {
@@ -59,119 +169,121 @@ impl Default for Costs {
     }
 }
 
-/// Predicted time of one run of `region`, in nanoseconds.
+/// What a plan pays for `region`, in nanoseconds: its time, and going on to the next kernel.
 pub fn predict(region: &Region, costs: &Costs) -> f64 {
-    price(region, costs).total
+    costs.boundary_ns + time(region, costs)
+}
+
+/// Time of one run of `region` in nanoseconds: measured, or else predicted.
+pub fn time(region: &Region, costs: &Costs) -> f64 {
+    match &costs.measured {
+        Some(m) => m.ns.get(&region.signature()).copied().unwrap_or_else(|| m.scale * price(region, costs).total),
+        None => price(region, costs).total,
+    }
 }
 
 /// What one run of `region` is predicted to cost.
 pub fn price(region: &Region, costs: &Costs) -> Price {
-    let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size) as f64;
+    let size = |d: &Dim| costs.size(d);
     let product = |dims: &[Dim]| dims.iter().map(size).product::<f64>();
     let bytes = |ty: &TensorType| product(&ty.shape) * ty.dtype.bits() as f64 / 8.0;
-    let points = product(&region.axes());
-    let outputs: Vec<ExprId> = region.outputs.iter().map(|o| o.expr).collect();
-    let mut ops = points * weight(region, &outputs);
-    let (mut contract, mut folds) = (0.0, 0.0);
+    let counter = Counter::new(region, costs);
+    let points = counter.points();
+    let mut around = counter.around();
+    let half = region.args.first().is_some_and(|t| t.dtype.bits() == 16);
+    let tile = if half { costs.half_tile } else { costs.tile };
+    // Products of bytes; wider integers are multiplied as floats are.
+    let bytewise = region.args.first().is_some_and(|t| t.dtype.bits() <= 8);
+    let mut integers = bytewise && matches!(&region.heart, Heart::Contract { acc: DType::I32, .. } | Heart::Conv { acc: DType::I32, .. });
+    let (mut contract, mut weight_bytes) = (0.0, 0.0);
+    let loaded = |id: ExprId| if let Expr::Load { arg, .. } = region.expr(id) { region.args.get(*arg as usize).map_or(0.0, bytes) } else { 0.0 };
     let streams = matches!(region.heart, Heart::Map | Heart::Reduce { .. });
     match &region.heart {
-        Heart::Map => {}
-        Heart::Reduce { stages, .. } => {
-            // Each stage walks the row again; what is dear is kept from one to the next.
-            let all: Vec<ExprId> = outputs.iter().copied().chain(stages.iter().map(|s| s.expr)).collect();
-            ops = points * (stages.len() as f64 + weight(region, &all));
-            folds = product(&region.space) * stages.len() as f64 * costs.fold_ns;
+        Heart::Map | Heart::Reduce { .. } => {}
+        Heart::Contract { k, rhs, .. } => {
+            weight_bytes = loaded(*rhs);
+            let [batch @ .., m, n] = region.space.as_slice() else { return Price::default() };
+            contract = 2.0 * size(k) * costs.tiled(product(batch), size(m), size(n), tile);
         }
-        Heart::Contract { k, .. } => contract = 2.0 * points * size(k),
-        Heart::Conv { weights, .. } => contract = 2.0 * points * product(&weights[1..]),
-        Heart::Pool { kernel, .. } => ops += points * kernel.iter().product::<usize>() as f64,
+        Heart::Conv { window, groups, w, weights, input, .. } => {
+            weight_bytes = loaded(*w);
+            let (filters, taps) = (size(&weights[0]), product(&weights[1..]));
+            let pixels = points / filters.max(1.0);
+            if *groups > 1 && weights[1].is(1) {
+                // A vector of channels at a time, and no products with padding; bytes are widened first.
+                let kernel: Vec<f64> = weights[2..].iter().map(size).collect();
+                let taps = taps * inside(window, input, &region.space, &kernel);
+                contract = 2.0 * taps * costs.tiled(1.0, pixels, filters, [1.0, tile[1]]);
+                integers = false;
+            } else {
+                let groups = *groups as f64;
+                contract = 2.0 * taps * costs.tiled(groups, pixels, filters / groups, tile);
+            }
+        }
+        Heart::Pool { kernel, .. } => around.ops += points * kernel.iter().product::<usize>() as f64,
         Heart::Attention { keys, depth, q, .. } => {
-            let rows = points / size(region.space.last().unwrap_or(&Dim::one()));
-            let flops = 2.0 * size(keys) * (rows * size(depth) + points);
             // The matrix units take 16-bit heads of 64 and 128; other attention runs in plain loops.
             let fast = region.dtype(*q).bits() == 16 && depth.as_const().is_some_and(|d| d == 64 || d == 128);
             let rate = if fast { costs.attention_flops_per_ns } else { costs.attention_flops_per_ns.min(costs.map_ops_per_ns / 4.0) };
+            let [batch @ .., rows, width] = region.space.as_slice() else { return Price::default() };
+            let rows = costs.tiled(product(batch), size(rows), 1.0, [if fast { 64.0 } else { 1.0 }, 1.0]);
+            let flops = 2.0 * size(keys) * rows * (size(depth) + size(width));
             return Price { launch: costs.launch_ns, arithmetic: flops / rate, memory: 0.0, total: costs.launch_ns + flops / rate };
         }
-        Heart::Op(_) => ops += region.args.iter().map(|t| product(&t.shape)).sum::<f64>(),
+        Heart::Op(Op::Lstm { .. } | Op::Gru { .. } | Op::Rnn { .. }) => {
+            // Products with the weights at every step, each waiting for the step before: half the rate.
+            if let Some([x, w, r]) = region.args.get(..3) {
+                let rows = product(&x.shape[..2.min(x.shape.len())]);
+                contract = 4.0 * rows * (product(&w.shape) + product(&r.shape));
+            }
+        }
+        Heart::Op(Op::ConvTranspose { groups, layout, .. }) => {
+            // A product with the weights of every tap at each element of the input.
+            if let [x, w] = &region.args[..] {
+                let channels = x.shape.get(if *layout == Layout::ChannelsLast { x.shape.len().saturating_sub(1) } else { 1 }).map_or(1.0, size);
+                let (filters, taps) = (w.shape.get(1).map_or(1.0, size), w.shape.get(2..).map_or(1.0, product));
+                let pixels = product(&x.shape) / channels.max(1.0);
+                contract = 2.0 * channels / *groups as f64 * taps * costs.tiled(*groups as f64, pixels, filters, tile);
+            }
+        }
+        Heart::Op(Op::TreeEnsemble { .. }) => {
+            // A path for each row and tree; trees are about as deep as if they were balanced.
+            let count = |arg: usize, axes: usize| region.args.get(arg).map_or(1.0, |t| product(&t.shape[..axes.min(t.shape.len())]));
+            let (rows, nodes, trees) = (count(0, 1), count(1, 1), count(7, 1));
+            let depth = (0.5 * (nodes / trees.max(1.0) + 1.0)).max(2.0).log2();
+            around.ops += rows * trees * depth * costs.edge_ns * costs.map_ops_per_ns;
+        }
+        Heart::Op(_) => around.ops += region.args.iter().map(|t| product(&t.shape)).sum::<f64>(),
     }
     let read: f64 = region.args.iter().map(|t| if streams { bytes(t).min(points * 8.0) } else { bytes(t) }).sum();
     let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
-    let half = region.args.first().is_some_and(|t| t.dtype.bits() == 16);
-    let integers = matches!(&region.heart, Heart::Contract { acc: DType::I32, .. } | Heart::Conv { acc: DType::I32, .. });
     let rate = match (integers, half) {
         (true, _) => costs.byte_flops_per_ns,
         (_, true) => costs.half_flops_per_ns,
         _ => costs.contract_flops_per_ns,
     };
-    let compute = contract / rate + ops / costs.map_ops_per_ns + folds;
-    let memory = (read + written) / costs.bytes_per_ns;
-    let total = costs.launch_ns + compute.max(memory) + 0.1 * compute.min(memory);
-    Price { launch: costs.launch_ns, arithmetic: compute, memory, total }
-}
-
-/// Work of the expressions that `roots` need at a point, in simple operations.
-fn weight(region: &Region, roots: &[ExprId]) -> f64 {
-    let mut seen = vec![false; region.exprs.len()];
-    let mut stack: Vec<ExprId> = roots.to_vec();
-    let mut total = 0.0;
-    while let Some(id) = stack.pop() {
-        if std::mem::replace(&mut seen[id.0 as usize], true) {
-            continue;
-        }
-        match region.expr(id) {
-            Expr::Call(f, args) => {
-                total += function(*f);
-                stack.extend(args);
-            }
-            Expr::Cast(x) | Expr::Bits(x) => {
-                total += 1.0;
-                stack.push(*x);
-            }
-            Expr::Load { index, guard, .. } => {
-                // Indices that data decides, or that divide, are gathers.
-                let gathers = index.iter().any(|d| d.any_atom(&|a| matches!(a, Atom::Value(_) | Atom::Div(..) | Atom::Mod(..))));
-                total += if gathers { 8.0 } else { 0.5 };
-                stack.extend(guard);
-                let mut values = vec![];
-                index.iter().for_each(|d| collect_values(d, &mut values));
-                stack.extend(values);
-            }
-            Expr::Index(d) => collect_values(d, &mut stack),
-            Expr::Float(_) | Expr::Int(_) | Expr::Acc(_) => {}
-        }
-        if region.dtype(id) == DType::F64 || region.dtype(id) == DType::I64 {
-            total += 0.5;
-        }
-    }
-    total
-}
-
-fn collect_values(d: &Dim, into: &mut Vec<ExprId>) {
-    for atom in d.terms().iter().flat_map(|(atoms, _)| atoms) {
-        match atom {
-            Atom::Value(v) => into.push(ExprId(*v)),
-            Atom::Div(a, b) | Atom::Mod(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => {
-                collect_values(a, into);
-                collect_values(b, into);
-            }
-            Atom::Sym(_) | Atom::Axis(_) => {}
-        }
-    }
+    let vectors = around.ops / costs.map_ops_per_ns + around.folds * costs.fold_ns + around.tails * costs.tail_ns;
+    let single = around.scalar_ops / costs.scalar_ops_per_ns + around.strays * costs.stray.0;
+    // What is around a contraction runs beside the products of the next tile.
+    let (products, others) = (contract / rate, vectors + single);
+    let compute = products.max(others) + 0.5 * products.min(others);
+    let memory = costs.memory_ns(read - weight_bytes + costs.write * written + around.strays * costs.stray.1) + weight_bytes / costs.weight_bytes_per_ns;
+    let launch = costs.launch_ns + if contract > 0.0 { costs.fill_ns } else { 0.0 };
+    let total = launch + compute.max(memory) + 0.1 * compute.min(memory);
+    Price { launch, arithmetic: compute, memory, total }
 }
 
 /// Elements of a tensor, size symbols at their nominal value.
 pub(super) fn elements(ty: &TensorType, costs: &Costs) -> f64 {
-    let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size) as f64;
-    ty.shape.iter().map(size).product()
+    ty.shape.iter().map(|d| costs.size(d)).product()
 }
 
 /// Simple operations that a function is worth.
 pub(super) fn function(f: ScalarFn) -> f64 {
     use ScalarFn::*;
     match f {
-        Exp | Log | Tanh | Sigmoid | Sin | Cos => 8.0,
-        Erf | Pow | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh | Softplus => 20.0,
+        Exp | Log | Tanh | Sigmoid | Sin | Cos => 16.0,
+        Erf | Pow | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh | Softplus => 40.0,
         Div | Sqrt | Rsqrt | Recip | Mod | Rem => 3.0,
         _ => 1.0,
     }

@@ -6,6 +6,7 @@
 //! Logical terms cannot be picked, so the cost of a plan is exactly the sum of its kernels.
 pub mod candidates;
 pub mod cost;
+mod count;
 pub mod extract;
 mod selection;
 pub mod templates;
