@@ -464,7 +464,7 @@ impl Former<'_> {
         match op {
             Op::Map(f) => {
                 let args = operands.iter().map(|o| self.pull(*o, index.clone(), guard)).collect::<Result<Vec<_>, _>>()?;
-                Ok(self.region.push(Expr::Call(f, args), ty.dtype))
+                Ok(self.moved(f, &args).unwrap_or_else(|| self.region.push(Expr::Call(f, args), ty.dtype)))
             }
             Op::Cast { to } => {
                 let x = self.pull(operands[0], index, guard)?;
@@ -623,6 +623,21 @@ impl Former<'_> {
             at[a] = Dim::from(Atom::Value(clamped.0));
         }
         self.pull(operands[0], at, guard)
+    }
+
+    /// A position moved by another, or by a constant, is one too.
+    fn moved(&mut self, f: ScalarFn, args: &[ExprId]) -> Option<ExprId> {
+        let place = |id: &ExprId| match self.region.expr(*id) {
+            Expr::Index(d) => Some(d.clone()),
+            Expr::Int(c) if self.region.dtype(*id) == DType::I64 => Some(Dim::from(*c)),
+            _ => None,
+        };
+        let [a, b] = [place(args.first()?)?, place(args.get(1)?)?];
+        match f {
+            ScalarFn::Add => Some(self.index(a + b)),
+            ScalarFn::Sub => Some(self.index(a - b)),
+            _ => None,
+        }
     }
 
     /// What a constant of positions is at `index`.

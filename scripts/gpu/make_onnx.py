@@ -1,4 +1,4 @@
-"""ONNX files for the whole path on a GPU: products, a linear layer with GELU, attention in its parts. f16, sizes fixed.
+"""ONNX files for the whole path on a GPU: products, a linear layer with GELU, attention in its parts, causal attention spelled in two ways. f16, sizes fixed.
 
     python3 scripts/gpu/make_onnx.py OUT
 """
@@ -12,10 +12,10 @@ from onnx import TensorProto as T, helper as h, numpy_helper as nh
 OUT = sys.argv[1]
 
 
-def save(name, nodes, inputs, output, constants=()):
+def save(name, nodes, inputs, output, constants=(), opset=17):
     ports = [h.make_tensor_value_info(n, T.FLOAT16, s) for n, s in inputs]
     graph = h.make_graph(nodes, name, ports, [h.make_tensor_value_info("y", T.FLOAT16, output)], [nh.from_array(v, n) for n, v in constants])
-    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), f"{OUT}/{name}.onnx")
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", opset)], ir_version=10), f"{OUT}/{name}.onnx")
 
 
 for m, n, k in [(4096, 4096, 4096), (8192, 8192, 8192), (1000, 1016, 520), (129, 264, 72), (333, 77, 50)]:
@@ -36,3 +36,12 @@ for b, s in [(16, 2048), (16, 8192), (3, 200)]:
         h.make_node("Softmax", ["t"], ["p"], axis=-1), h.make_node("MatMul", ["p", "v"], ["y"]),
     ]
     save(f"attention_{b}x{s}x{d}", nodes, [("q", [b, s, d]), ("k", [b, s, d]), ("v", [b, s, d])], [b, s, d], [("scale", np.array(1 / math.sqrt(d), np.float16))])
+
+    # A mask that is computed by the operator, and one that is a constant.
+    ports = [(n, [1, b, s, d]) for n in "qkv"]
+    save(f"causal_{b}x{s}x{d}", [h.make_node("Attention", ["q", "k", "v"], ["y"], is_causal=1)], ports, [1, b, s, d], opset=23)
+    if s <= 2048:
+        mask = np.where(np.tril(np.ones((s, s), bool)), 0, -np.inf).astype(np.float16)
+        nodes = nodes[:3] + [h.make_node("Add", ["t", "mask"], ["u"]), h.make_node("Softmax", ["u"], ["p"], axis=-1), nodes[4]]
+        save(f"causal_parts_{b}x{s}x{d}", nodes, [("q", [b, s, d]), ("k", [b, s, d]), ("v", [b, s, d])], [b, s, d],
+             [("scale", np.array(1 / math.sqrt(d), np.float16)), ("mask", mask)])

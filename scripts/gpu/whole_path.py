@@ -32,16 +32,21 @@ def case(name):
     sizes = [int(v) for v in name.rsplit("_", 1)[1].split("x")]
     gen = torch.Generator("cuda").manual_seed(sum(sizes))
     rand = lambda *s: torch.randn(*s, generator=gen, device="cuda").half()
-    if name.startswith("attention"):
-        b, s, d = sizes
+    if name.startswith(("attention", "causal")):
+        (b, s, d), causal = sizes, name.startswith("causal")
         q, k, v = rand(b, s, d), rand(b, s, d), rand(b, s, d)
-        want = torch.cat([torch.softmax(q[i].double() @ k[i].double().T / d**0.5, -1) @ v[i].double() for i in range(b)]).reshape(b, s, d)
+        hidden = torch.ones(s, s, dtype=torch.bool, device="cuda").triu(1) if causal else torch.zeros(1, 1, dtype=torch.bool, device="cuda")
+        score = lambda i: (q[i].double() @ k[i].double().T / d**0.5).masked_fill(hidden, -torch.inf)
+        want = torch.cat([torch.softmax(score(i), -1) @ v[i].double() for i in range(b)]).reshape(b, s, d)
         heads = [x.unsqueeze(0) for x in (q, k, v)]
 
         def peer():
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
-                return torch.nn.functional.scaled_dot_product_attention(*heads)
-        return {"q": q, "k": k, "v": v}, want, peer, "cuDNN", 4 * b * s * s * d
+                return torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=causal)
+        feeds = {"q": q, "k": k, "v": v}
+        if causal and "parts" not in name:
+            feeds, want = {n: x.unsqueeze(0) for n, x in feeds.items()}, want.unsqueeze(0)
+        return feeds, want, peer, "cuDNN", 4 * b * s * s * d // (2 if causal else 1)
     m, n, k = sizes
     a, b = rand(m, k), rand(k, n)
     if name.startswith("linear_gelu"):
