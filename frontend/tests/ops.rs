@@ -555,3 +555,17 @@ fn weights_and_lengths_say_the_sizes_of_a_recurrent_layer() {
     let step = |t: usize, n: usize, h: f64| ((0..3).map(|i| f64::from(w[i] * x[(t * 2 + n) * 3 + i])).sum::<f64>() + f64::from(r[0]) * h).tanh();
     close(&run(&m, &[Tensor::from_f32([2, 2, 3], &x)])[0], &[step(0, 0, 0.0), step(1, 1, step(0, 1, 0.0))]);
 }
+
+#[test]
+fn cubic_samples_beyond_the_edge_read_the_edge_where_the_image_ends() {
+    let x = noise(4, 70);
+    // A sample 0.3 pixels before the first of four.
+    let sample = |corners: i64, at: f32| {
+        let n = node("GridSample", &["x", "grid"], &["y"]).text("mode", "cubic").text("padding_mode", "border").int("align_corners", corners);
+        one(20, n, &[(&[1, 1, 1, 4], x.clone()), (&[1, 1, 1, 2], vec![at, 0.0])])
+    };
+    close(&sample(1, -1.2), &[f64::from(x[0])]);
+    // Keys' kernel at a distance of 1.3; the other three taps read the first pixel.
+    let far = -0.75 * 1.3f64.powi(3) + 3.75 * 1.3f64.powi(2) - 6.0 * 1.3 + 3.0;
+    close(&sample(0, -0.9), &[f64::from(x[0]) * (1.0 - far) + f64::from(x[1]) * far]);
+}

@@ -18,9 +18,12 @@ enum Mode {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outside {
     Zeros,
-    /// The nearest pixel of the edge.
-    Border,
-    /// The image mirrored about its first and last pixel, or with `corners` off, about the outer edges of these.
+    /// The nearest pixel of the edge. The image ends at the centres of its outer pixels, or with `corners` off, at their
+    /// outer edges.
+    Border {
+        corners: bool,
+    },
+    /// The image mirrored about its end.
     Reflection {
         corners: bool,
     },
@@ -111,10 +114,8 @@ fn taps(b: &mut Builder, x: Val, n: &Dim, mode: Mode, outside: Outside) -> Res<T
     if mode == Mode::Nearest {
         x = b.map(ScalarFn::Round, &[x])?;
     }
-    if outside != Outside::Zeros {
-        let corners = outside != Outside::Reflection { corners: false };
-        // Up to half a pixel beyond the edge, pixels are still whole.
-        let slack = if outside == (Outside::Reflection { corners: true }) { 0.0 } else { 0.5 };
+    if let Outside::Border { corners } | Outside::Reflection { corners } = outside {
+        let slack = if corners { 0.0 } else { 0.5 };
         let end = float_dim(b, &(n.clone() - Dim::one()), dtype)?;
         let end = b.with_number(ScalarFn::Add, end, slack)?;
         let (below, above) = (b.with_number(ScalarFn::Lt, x, -slack)?, b.pointwise(ScalarFn::Gt, &[x, end])?);
@@ -254,7 +255,7 @@ pub(crate) fn grid_sample(cx: &mut Cx) -> Res<Vec<Val>> {
     let corners = cx.flag("align_corners", false)?;
     let outside = match cx.text("padding_mode", "zeros")?.as_str() {
         "zeros" => Outside::Zeros,
-        "border" => Outside::Border,
+        "border" => Outside::Border { corners },
         "reflection" => Outside::Reflection { corners },
         other => return invalid(format!("padding_mode `{other}`")),
     };
