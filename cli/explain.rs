@@ -37,6 +37,8 @@ struct Explained {
     number: usize,
     kernel: Kernel,
     why: Explanation,
+    /// How often a run of the plan launches it, bodies of loops counted once.
+    launches: usize,
 }
 
 /// The kernels of the plan that was asked for.
@@ -55,7 +57,14 @@ fn read(path: &Path, args: &Args) -> Result<Vec<Explained>, Failure> {
     let Some(why) = all.get(*at).filter(|why| why.len() == plan.kernels.len()) else {
         return Err(Failure::model(format!("{} does not say why; compile the model again", path.display())));
     };
-    Ok(plan.kernels.iter().zip(why).enumerate().map(|(number, (kernel, why))| Explained { number, kernel: kernel.clone(), why: why.clone() }).collect())
+    let launched = plan.body.launched();
+    let explained = |(number, (kernel, why)): (usize, (&Kernel, &Explanation))| Explained {
+        number,
+        kernel: kernel.clone(),
+        why: why.clone(),
+        launches: launched.iter().filter(|k| k.index() == number).count(),
+    };
+    Ok(plan.kernels.iter().zip(why).enumerate().map(explained).collect())
 }
 
 impl Explained {
@@ -67,9 +76,14 @@ impl Explained {
         self.kernel.provenance.sources.iter().any(|s| s == node)
     }
 
+    /// Predicted nanoseconds of all its launches.
+    fn total_ns(&self) -> f64 {
+        self.launches as f64 * self.why.total_ns
+    }
+
     fn to_json(&self) -> Value {
         let p = &self.kernel.provenance;
-        json!({ "number": self.number, "kernel": self.kernel.name, "symbol": self.kernel.symbol, "nodes": p.sources, "does": p.members, "rules": p.rules, "why": self.why })
+        json!({ "number": self.number, "kernel": self.kernel.name, "symbol": self.kernel.symbol, "launches": self.launches, "nodes": p.sources, "does": p.members, "rules": p.rules, "why": self.why })
     }
 
     /// Everything there is to say.
@@ -77,9 +91,13 @@ impl Explained {
         let (p, why, style) = (&self.kernel.provenance, &self.why, text::BOLD);
         let mut out = format!("{style}{} {}{style:#} ({})\n", self.number, self.kernel.name, self.kernel.symbol);
         let mut line = |head: &str, what: String| out += &format!("  {head:<10} {what}\n");
+        if self.launches != 1 {
+            line("launches", self.launches.to_string());
+        }
         line("nodes", p.sources.join(", "));
         line("does", p.members.join(" "));
         line("rules", if p.rules.is_empty() { "none".into() } else { p.rules.join(", ") });
+        why.passes.iter().for_each(|c| line("pass", c.clone()));
         why.chain.iter().for_each(|c| line("chain", c.clone()));
         let [total, launch, arithmetic, memory] = [why.total_ns, why.launch_ns, why.arithmetic_ns, why.memory_ns].map(text::time);
         line("predicted", format!("{total}: launch {launch}, arithmetic {arithmetic}, memory {memory} (the two overlap)"));
@@ -113,18 +131,22 @@ fn why_not(kernels: &[Explained], a: &str, b: &str) -> Result<Vec<String>, Failu
     }
     if found.is_empty() {
         let names = |of: &[&Explained]| of.iter().map(|k| format!("{} {}", k.number, k.kernel.name)).collect::<Vec<_>>().join(", ");
-        found.push(format!("{a} is in {}, {b} in {}: neither reads a result of the other, so one kernel would save nothing", names(&with_a), names(&with_b)));
+        found.push(format!(
+            "{a} is in {}, {b} in {}: neither reads a result of the other at first hand, so one kernel would save nothing",
+            names(&with_a),
+            names(&with_b)
+        ));
     }
     found.dedup();
     Ok(found)
 }
 
-/// Kernels by what they do: how many, and their predicted time.
+/// Launches by what they do: how many, and their predicted time.
 fn census(kernels: &[Explained]) -> BTreeMap<String, (i64, f64)> {
     let mut all: BTreeMap<String, (i64, f64)> = BTreeMap::new();
     for k in kernels {
         let entry = all.entry(k.kernel.provenance.members.join(" ")).or_default();
-        *entry = (entry.0 + 1, entry.1 + k.why.total_ns);
+        *entry = (entry.0 + k.launches as i64, entry.1 + k.total_ns());
     }
     all
 }
@@ -132,7 +154,8 @@ fn census(kernels: &[Explained]) -> BTreeMap<String, (i64, f64)> {
 fn diff(args: &Args, ours: &[Explained], other: &Path) -> Done {
     let theirs = read(other, args)?;
     let (a, b) = (census(ours), census(&theirs));
-    let sum = |of: &[Explained]| of.iter().map(|k| k.why.total_ns).sum::<f64>();
+    let sum = |of: &[Explained]| of.iter().map(Explained::total_ns).sum::<f64>();
+    let launches = |of: &[Explained]| of.iter().map(|k| k.launches).sum::<usize>();
     let mut rows: Vec<(String, i64, i64, f64)> = vec![];
     for does in a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))) {
         let (x, y) = (a.get(does).copied().unwrap_or_default(), b.get(does).copied().unwrap_or_default());
@@ -142,10 +165,17 @@ fn diff(args: &Args, ours: &[Explained], other: &Path) -> Done {
     }
     if args.json {
         let rows = rows.iter().map(|(does, x, y, ns)| json!({"does": does, "here": x, "there": y, "ns": ns}));
-        say_json(&json!({"kernels": [ours.len(), theirs.len()], "predicted_ns": [sum(ours), sum(&theirs)], "differ": rows.collect::<Vec<_>>()}));
+        say_json(&json!({"launches": [launches(ours), launches(&theirs)], "predicted_ns": [sum(ours), sum(&theirs)], "differ": rows.collect::<Vec<_>>()}));
         return Ok(());
     }
-    say(format!("{} kernels, predicted {}; in {}: {}, {}", ours.len(), text::time(sum(ours)), other.display(), theirs.len(), text::time(sum(&theirs))));
+    say(format!(
+        "{} launches, predicted {}; in {}: {}, {}",
+        launches(ours),
+        text::time(sum(ours)),
+        other.display(),
+        launches(&theirs),
+        text::time(sum(&theirs))
+    ));
     let row = |(does, x, y, ns): (String, i64, i64, f64)| {
         vec![does, x.to_string(), y.to_string(), format!("{}{}", if ns < 0.0 { "-" } else { "+" }, text::time(ns.abs()))]
     };
@@ -155,6 +185,21 @@ fn diff(args: &Args, ours: &[Explained], other: &Path) -> Done {
         say(text::table(&["does", "here#", "there#", "predicted#"], rows.into_iter().map(row)));
     }
     Ok(())
+}
+
+/// Most kernels that a message lists.
+const MOST: usize = 12;
+
+/// What to say when no kernel has this name: those whose names or nodes contain it, else some of all.
+fn no_kernel(kernels: &[Explained], name: &str) -> String {
+    let near = |k: &&Explained| k.kernel.name.contains(name) || k.kernel.provenance.sources.iter().any(|s| s.contains(name));
+    let mut like: Vec<&Explained> = kernels.iter().filter(near).collect();
+    if like.is_empty() {
+        like = kernels.iter().collect();
+    }
+    let some: Vec<String> = like.iter().take(MOST).map(|k| format!("{} {}", k.number, k.kernel.name)).collect();
+    let rest = if like.len() > MOST { format!(" and {} more", like.len() - MOST) } else { String::new() };
+    format!("no kernel is called `{name}`; there are {}{rest}", some.join(", "))
 }
 
 /// `pavage explain`
@@ -174,8 +219,7 @@ pub(crate) fn main(args: &Args) -> Done {
     }
     if let Some(name) = &args.kernel {
         if !kernels.iter().any(|k| k.is(name)) {
-            let have: Vec<String> = kernels.iter().map(|k| format!("{} {}", k.number, k.kernel.name)).collect();
-            return Err(Failure::usage(format!("no kernel is called `{name}`; there are {}", have.join(", "))));
+            return Err(Failure::usage(no_kernel(&kernels, name)));
         }
         kernels.retain(|k| k.is(name));
     }
@@ -184,7 +228,9 @@ pub(crate) fn main(args: &Args) -> Done {
         return Ok(());
     }
     if args.kernel.is_none() {
-        kernels.sort_by(|a, b| b.why.total_ns.total_cmp(&a.why.total_ns).then(a.number.cmp(&b.number)));
+        kernels.sort_by(|a, b| b.total_ns().total_cmp(&a.total_ns()).then(a.number.cmp(&b.number)));
+        let (launches, ns) = kernels.iter().fold((0, 0.0), |(n, ns), k| (n + k.launches, ns + k.total_ns()));
+        say(format!("{}, {}, predicted {}\n", text::count(kernels.len(), "kernel"), format_args!("{launches} launches"), text::time(ns)));
     }
     say(kernels.iter().map(Explained::lines).collect::<Vec<_>>().join("\n"));
     Ok(())

@@ -3,7 +3,7 @@ use super::load::is_artifact;
 use super::{Done, check, say, say_json, text};
 use pavage::Artifact;
 use pavage::runtime::SegmentKind;
-use pavage::runtime::plan::{Body, Manifest, Plan, Step};
+use pavage::runtime::plan::{Manifest, Plan};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -93,21 +93,10 @@ fn plan_row(artifact: &Artifact, plan: &Plan) -> Vec<String> {
         plan.name.clone(),
         plan.target.clone(),
         plan.kernels.len().to_string(),
-        n_launches(&plan.body).to_string(),
+        plan.body.launched().len().to_string(),
         text::bytes(code as f64),
         if plan.predicted_ns > 0.0 { text::time(plan.predicted_ns) } else { "-".into() },
     ]
-}
-
-/// Launches in the plan, nested bodies counted once.
-fn n_launches(body: &Body) -> usize {
-    let of = |step: &Step| match step {
-        Step::Launch { .. } => 1,
-        Step::Copy { .. } | Step::Bind { .. } => 0,
-        Step::If { then_body, else_body, .. } => n_launches(then_body) + n_launches(else_body),
-        Step::Loop { body, .. } => n_launches(body),
-    };
-    body.steps.iter().map(of).sum()
 }
 
 fn kernels(manifest: &Manifest, plan: &Plan) {

@@ -2,6 +2,7 @@
 mod support;
 
 use npyz::WriterBuilder;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use support::{folder, pavage, root};
 
@@ -69,6 +70,10 @@ fn explain_says_why() {
     let kernels = all.as_array().unwrap();
     assert!(kernels.iter().all(|k| k["why"]["total_ns"].as_f64().unwrap() > 0.0), "{all}");
     assert!(kernels.iter().any(|k| !k["why"]["runner_up"].is_null()), "{all}");
+    assert!(kernels.iter().all(|k| k["launches"].as_u64() >= Some(1)), "{all}");
+    // Images become channels-last: a pass says so of the convolutions.
+    let passes = |k: &Value| k["why"]["passes"].as_array().into_iter().flatten().any(|p| p.as_str().unwrap().starts_with("layout: "));
+    assert!(kernels.iter().any(passes), "{all}");
     let one = pavage(["explain", file, "--kernel", "0"]).exits(0).stdout;
     for part in ["nodes", "predicted", "runner-up", "launch"] {
         assert!(one.contains(part), "no `{part}` in:\n{one}");
@@ -80,7 +85,8 @@ fn explain_says_why() {
     let why = pavage(["explain", file, "--why-not", a, b]).exits(0).stdout;
     assert!(why.contains("reads") || why.contains("one kernel"), "{why}");
     pavage(["explain", file, "--why-not", a, "no such node"]).exits(1);
-    pavage(["explain", file, "--kernel", "no such kernel"]).exits(1);
+    let stderr = pavage(["explain", file, "--kernel", "no such kernel"]).exits(1).stderr;
+    assert!(stderr.contains("there are 0 "), "{stderr}");
     pavage(["explain", DIGITS]).exits(1);
     assert!(pavage(["explain", file, "--diff", file]).exits(0).stdout.contains("the same kernels"));
 }

@@ -464,6 +464,7 @@ fn explanation(why: &Why) -> plan::Explanation {
         arithmetic_ns: price.arithmetic.round(),
         memory_ns: price.memory.round(),
         total_ns: price.total.round(),
+        passes: why.passes.clone(),
         chain: why.chain.clone(),
         runner_up: why.runner_up.as_ref().map(|(what, ns)| (what.clone(), ns.round())),
         apart: why.apart.clone(),

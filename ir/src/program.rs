@@ -81,7 +81,9 @@ pub struct Price {
 pub struct Why {
     /// The prediction that chose it.
     pub price: Price,
-    /// For each op that rules made: the rules in order, the first applied to the model itself.
+    /// Passes before fusion that changed what stands for its nodes, in order, each with these nodes.
+    pub passes: Vec<String>,
+    /// For each op that rules made: the rules in order, the first applied to the graph that the passes left.
     pub chain: Vec<String>,
     /// The cheapest other way to the same result, the rest of the plan being as it is, and by how many nanoseconds the
     /// plan would be dearer.

@@ -1,8 +1,8 @@
 //! Clusters to a program: an order for the kernels, a buffer for each value, steps for control flow.
 use crate::{
-    Ctx, PassError,
+    Ctx, PASSES, PassError,
     eqsat::cost::{self, Costs},
-    form::form,
+    form::{self, form},
     fuse::{self, Cluster, Order},
     memory, slices,
 };
@@ -230,11 +230,29 @@ impl<'a> Builder<'a> {
     }
 
     fn origin(&self, members: &[NodeId], rules: &[String]) -> Origin {
-        let mut sources: Vec<String> = members.iter().flat_map(|m| self.graph[*m].source.iter().cloned()).collect();
+        // Views of constants are shared by whoever reads such a constant: their names would say little.
+        let own: Vec<NodeId> = members.iter().copied().filter(|m| !self.shows_constant(*m)).collect();
+        let named = if own.is_empty() { members } else { &own };
+        let mut sources: Vec<String> = named.iter().flat_map(|m| self.graph[*m].source.iter().cloned()).collect();
         sources.sort();
         sources.dedup();
         let members = members.iter().filter_map(|m| self.graph.op(*m)).map(|op| op.mnemonic().to_string()).collect();
         Origin { sources, members, rules: rules.to_vec(), why: Why::default() }
+    }
+
+    fn shows_constant(&self, mut id: NodeId) -> bool {
+        while self.graph.op(id).is_some_and(form::is_view) {
+            id = self.graph.operands(id)[0].node;
+        }
+        matches!(self.graph[id].kind, NodeKind::Const(_))
+    }
+
+    /// The passes that changed what stands for these nodes of the model, as `pass: nodes`.
+    fn passes(&self, sources: &[String]) -> Vec<String> {
+        let changed_by = self.ctx.changed_by.borrow();
+        let by = |pass: &str| sources.iter().filter(|s| changed_by.get(*s).is_some_and(|names| names.contains(&pass))).cloned().collect::<Vec<_>>();
+        let found = PASSES.iter().map(|p| (p.name, by(p.name))).filter(|(_, nodes)| !nodes.is_empty());
+        found.map(|(pass, nodes)| format!("{pass}: {}", nodes.join(", "))).collect()
     }
 
     fn keep_members(&self, c: &Cluster) {
@@ -263,7 +281,7 @@ impl<'a> Builder<'a> {
                 let outputs = c.formed.outputs.iter().map(|v| self.fresh(*v)).collect();
                 let mut origin = self.origin(&c.members, &c.rules);
                 self.keep_members(&c);
-                origin.why = Why { price: cost::price(&c.formed.region, &self.ctx.costs), ..c.why };
+                origin.why = Why { price: cost::price(&c.formed.region, &self.ctx.costs), passes: self.passes(&origin.sources), ..c.why };
                 self.body.steps.push(Step::Run { region: c.formed.region, args, outputs, origin });
             }
             Task::Node(id) => self.node(id)?,

@@ -16,8 +16,12 @@ mod rebuild;
 pub mod rules;
 pub mod slices;
 
-use pavage_ir::{Graph, Region, verify};
-use std::{cell::RefCell, collections::BTreeMap};
+use pavage_ir::{Graph, NodeKind, Region, verify};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 /// Did a pass do anything?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct Ctx {
     pub dumps: RefCell<Vec<(String, String)>>,
     /// What the user should know: limits that were hit.
     pub notes: RefCell<Vec<String>>,
+    /// The passes that changed what stands for a node of the model, in order, by the node's name.
+    pub changed_by: RefCell<BTreeMap<String, Vec<&'static str>>>,
     /// What the searches did so far.
     pub work: RefCell<eqsat::Work>,
     /// The member ops of each region as a graph (inputs are the region's arguments, outputs its outputs), by the
@@ -55,6 +61,17 @@ impl Ctx {
         let mut notes = self.notes.borrow_mut();
         if !notes.contains(&text) {
             notes.push(text);
+        }
+    }
+
+    /// Remember which nodes of the model have other ops after pass `name` than before.
+    fn note_changes(&self, name: &'static str, before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
+        let mut all = self.changed_by.borrow_mut();
+        for (node, ops) in before {
+            let of = all.get(node).map_or(&[][..], |names| names);
+            if after.get(node) != Some(ops) && !of.contains(&name) {
+                all.entry(node.clone()).or_default().push(name);
+            }
         }
     }
 
@@ -145,11 +162,32 @@ fn apply(pass: &Pass, graph: &mut Graph, ctx: &Ctx) -> Result<(), PassError> {
     Ok(())
 }
 
+/// For each node of the model the ops that stand for it, as a hash that does not depend on their order.
+fn by_source(graph: &Graph) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for id in graph.schedule() {
+        let NodeKind::Op(op, bodies) = &graph[id].kind else { continue };
+        let mut hasher = DefaultHasher::new();
+        (op, &graph[id].types).hash(&mut hasher);
+        for name in &graph[id].source {
+            let of: &mut u64 = found.entry(name.clone()).or_default();
+            *of = of.wrapping_add(hasher.finish());
+        }
+        for (name, hash) in bodies.iter().flat_map(by_source) {
+            let of: &mut u64 = found.entry(name).or_default();
+            *of = of.wrapping_add(hash);
+        }
+    }
+    found
+}
+
 /// Run the named passes in the given order, verifying after each.
 pub fn run(graph: &mut Graph, ctx: &Ctx, names: &[&str]) -> Result<(), PassError> {
     for name in names {
         let pass = PASSES.iter().find(|p| p.name == *name).ok_or_else(|| PassError::Unknown((*name).to_string()))?;
+        let before = by_source(graph);
         apply(pass, graph, ctx)?;
+        ctx.note_changes(pass.name, &before, &by_source(graph));
         if let Err(e) = verify::verify(graph) {
             return Err(PassError::Invalid { pass: pass.name, why: e.to_string(), dump: pavage_ir::text::print(graph) });
         }

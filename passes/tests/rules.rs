@@ -9,7 +9,7 @@ use pavage_ir::{
     dtype::Class,
     op::{EvalArgs, TypeArgs},
 };
-use pavage_passes::rules::{self, Promise, Rule};
+use pavage_passes::rules::{self, Promise, Rule, computed, promises};
 use std::collections::BTreeMap;
 
 const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::I32, DType::I64, DType::Bool, DType::U8];
@@ -278,4 +278,15 @@ fn lines_that_are_no_rules_are_named() {
         let e = rules::parse("x.rules", text).expect_err(text);
         assert!(e.contains(says), "{text}: {e}");
     }
+}
+
+#[test]
+fn every_rule_has_a_class() {
+    let computed = computed::RULES.iter().map(|r| r.name.to_string());
+    for name in computed.chain(rules::all().unwrap().into_iter().map(|r| r.name)) {
+        assert!(promises::class(&name).is_some(), "{name}");
+    }
+    // What holds only where something else does says so.
+    assert_eq!(promises::class("attention").unwrap().to_string(), "real, since what a condition masks is minus infinity");
+    assert_eq!(promises::class("no-such-rule"), None);
 }

@@ -460,6 +460,9 @@ pub struct Explanation {
     pub memory_ns: f64,
     /// All of it; arithmetic and memory overlap.
     pub total_ns: f64,
+    /// Passes before fusion that changed what stands for its nodes, in order, each with these nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<String>,
     /// For each op that rules made: the rules in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<String>,
@@ -469,6 +472,19 @@ pub struct Explanation {
     /// Kernels whose results it reads, and why they are kernels of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub apart: Vec<(String, String)>,
+}
+
+impl Body {
+    /// The kernels in the order they are launched, nested bodies once.
+    pub fn launched(&self) -> Vec<KernelId> {
+        let of = |step: &Step| match step {
+            Step::Launch { kernel, .. } => vec![*kernel],
+            Step::Copy { .. } | Step::Bind { .. } => vec![],
+            Step::If { then_body, else_body, .. } => [then_body.launched(), else_body.launched()].concat(),
+            Step::Loop { body, .. } => body.launched(),
+        };
+        self.steps.iter().flat_map(of).collect()
+    }
 }
 
 impl Default for Provenance {

@@ -54,27 +54,13 @@ pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice,
         Search::Beam(width) => width.max(1),
         Search::Random(tries) => return random(all, roots, tries),
     };
-    let order = topological(all, roots);
+    let Usable { order, kernels: usable } = usable(all, roots)?;
     let position: BTreeMap<Id, u32> = order.iter().enumerate().map(|(i, id)| (*id, i as u32)).collect();
-    let place = |id: &Id| position.get(id).copied();
-    // Kernels whose arguments come before the class itself: the others would close a circle.
-    let usable: Vec<Vec<(usize, Vec<u32>)>> = order
-        .iter()
-        .enumerate()
-        .map(|(i, id)| {
-            let kernels = all.by_class.get(id).into_iter().flatten();
-            let args = |k: &usize| -> Option<Vec<u32>> {
-                let needed = all.kernels[*k].args.iter().filter(|a| !all.leaves.contains(a));
-                needed.map(|a| place(a).filter(|p| (*p as usize) < i)).collect()
-            };
-            kernels.filter_map(|k| args(k).map(|a| (*k, a))).collect()
-        })
-        .collect();
     let mut limits = vec![];
     let mut steps: Vec<Step> = vec![];
     let mut waiting: Vec<BTreeMap<Vec<u32>, usize>> = vec![BTreeMap::new(); order.len()];
     let mut done: Option<usize> = None;
-    let mut first: Vec<u32> = roots.iter().filter(|r| !all.leaves.contains(r)).filter_map(place).collect();
+    let mut first: Vec<u32> = roots.iter().filter_map(|r| position.get(r).copied()).collect();
     first.sort_unstable();
     first.dedup();
     steps.push(Step { cost: 0.0, from: None, class: 0 });
@@ -127,11 +113,8 @@ pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice,
 
 /// The cheapest of `tries` random plans.
 fn random(all: &Candidates, roots: &[Id], tries: usize) -> Result<Choice, PassError> {
-    let order = topological(all, roots);
+    let Usable { order, kernels: usable } = usable(all, roots)?;
     let position: BTreeMap<Id, usize> = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
-    let before = |i: usize, k: usize| all.kernels[k].args.iter().all(|a| all.leaves.contains(a) || position.get(a).is_some_and(|p| *p < i));
-    let usable: Vec<Vec<usize>> =
-        order.iter().enumerate().map(|(i, id)| all.by_class.get(id).into_iter().flatten().copied().filter(|k| before(i, *k)).collect()).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = |n: usize| {
         state ^= state << 13;
@@ -141,22 +124,63 @@ fn random(all: &Candidates, roots: &[Id], tries: usize) -> Result<Choice, PassEr
     };
     let mut best: Option<Choice> = None;
     for _ in 0..tries.max(1) {
-        let mut wanted: BTreeSet<usize> = roots.iter().filter(|r| !all.leaves.contains(r)).filter_map(|r| position.get(r).copied()).collect();
+        let mut wanted: BTreeSet<usize> = roots.iter().filter_map(|r| position.get(r).copied()).collect();
         let mut choice = Choice::default();
         while let Some(at) = wanted.pop_last() {
-            if usable[at].is_empty() {
-                return Err(PassError::Rules { reason: "no set of kernels computes every output".into() });
-            }
-            let k = usable[at][next(usable[at].len())];
-            choice.cost += all.kernels[k].cost;
-            choice.chosen.push((order[at], k));
-            wanted.extend(all.kernels[k].args.iter().filter(|a| !all.leaves.contains(a)).filter_map(|a| position.get(a).copied()));
+            let (k, args) = &usable[at][next(usable[at].len())];
+            choice.cost += all.kernels[*k].cost;
+            choice.chosen.push((order[at], *k));
+            wanted.extend(args.iter().map(|a| *a as usize));
         }
         if best.as_ref().is_none_or(|b| choice.cost < b.cost) {
             best = Some(choice);
         }
     }
     Ok(best.unwrap_or_default())
+}
+
+/// Classes in an order, each with the kernels whose arguments come before it (by position) and can be computed.
+struct Usable {
+    order: Vec<Id>,
+    kernels: Vec<Vec<(usize, Vec<u32>)>>,
+}
+
+/// What extraction chooses from: every root can be computed from it, wherever one turns.
+fn usable(all: &Candidates, roots: &[Id]) -> Result<Usable, PassError> {
+    // Where views of each other leave a root no way in the one order, the other has one if there is any.
+    for order in [topological(all, roots), by_need(all)] {
+        let position: BTreeMap<Id, usize> = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        let mut kernels: Vec<Vec<(usize, Vec<u32>)>> = vec![];
+        for (i, id) in order.iter().enumerate() {
+            let args = |k: &usize| -> Option<Vec<u32>> {
+                let needed = all.kernels[*k].args.iter().filter(|a| !all.leaves.contains(a));
+                needed.map(|a| position.get(a).filter(|p| **p < i && !kernels[**p].is_empty()).map(|p| *p as u32)).collect()
+            };
+            let here = all.by_class.get(id).into_iter().flatten().filter_map(|k| args(k).map(|a| (*k, a))).collect();
+            kernels.push(here);
+        }
+        if roots.iter().all(|r| all.leaves.contains(r) || position.get(r).is_some_and(|p| !kernels[*p].is_empty())) {
+            return Ok(Usable { order, kernels });
+        }
+    }
+    Err(PassError::Rules { reason: "no set of kernels computes every output".into() })
+}
+
+/// Classes in rounds: those that can be computed from the ones before.
+fn by_need(all: &Candidates) -> Vec<Id> {
+    let mut order: Vec<Id> = vec![];
+    let mut known: BTreeSet<Id> = all.leaves.clone();
+    loop {
+        let next = |(id, kernels): (&Id, &Vec<usize>)| {
+            (!known.contains(id) && kernels.iter().any(|k| all.kernels[*k].args.iter().all(|a| known.contains(a)))).then_some(*id)
+        };
+        let found: Vec<Id> = all.by_class.iter().filter_map(next).collect();
+        if found.is_empty() {
+            return order;
+        }
+        known.extend(&found);
+        order.extend(found);
+    }
 }
 
 /// Classes that roots may need, arguments before users; edges that close a circle are ignored.

@@ -8,13 +8,15 @@ pub mod candidates;
 pub mod cost;
 mod count;
 pub mod extract;
+#[cfg(feature = "ilp")]
+pub mod ilp;
 mod selection;
 pub mod templates;
 
 use crate::{
     Ctx, PassError,
     fuse::{self, Cluster, Order},
-    rules::{self, Promise, computed},
+    rules::{self, Promise, computed, promises},
 };
 use candidates::Candidate;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language, Searcher};
@@ -275,7 +277,8 @@ impl Saturated {
 }
 
 impl Saturated {
-    /// The rules that led to a term, the first applied to a term of the model.
+    /// The rules that led to a term, the first applied to a term of the graph: a derivation of the term itself. That its operands'
+    /// classes are equal to those of the graph is for the rules that united these to say, in the chains of their own terms.
     pub fn chain(&self, term: &Term) -> Vec<String> {
         let mut chain = vec![];
         let mut at = term;
@@ -535,7 +538,8 @@ fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id
         let chain = s.chain(term);
         if let Some(last) = chain.last() {
             rules.push(last.clone());
-            why.chain.push(format!("{}: {}", op.mnemonic(), chain.join(", then ")));
+            let said: Vec<String> = chain.iter().map(|rule| promises::class(rule).map_or_else(|| rule.clone(), |class| format!("{rule} ({class})"))).collect();
+            why.chain.push(format!("{}: {}", op.mnemonic(), said.join(", then ")));
         }
         local.insert(*class, v);
         members.push(v.node);
