@@ -51,13 +51,11 @@ pub(super) fn rewrite(graph: &Graph, ctx: &Ctx) -> Result<Option<Graph>, PassErr
     Ok(Some(new.finish().0))
 }
 
+/// Adds an op to the graph that is made.
+type Add<'a> = &'a mut dyn FnMut(Op, &[Value]) -> Result<Value, PassError>;
+
 /// `exp(v - v0) / sum(exp(x - v0))` along `axis` of `x`, which has this shape, for the largest elements `v` of `x`.
-fn probabilities(
-    add: &mut dyn FnMut(Op, &[Value]) -> Result<Value, PassError>,
-    (shape, axis, k): (&[Dim], usize, &Dim),
-    x: Value,
-    v: Value,
-) -> Result<Value, PassError> {
+fn probabilities(add: Add, (shape, axis, k): (&[Dim], usize, &Dim), x: Value, v: Value) -> Result<Value, PassError> {
     let along = |n: &Dim| -> Vec<Dim> { shape.iter().enumerate().map(|(a, d)| if a == axis { n.clone() } else { d.clone() }).collect() };
     let (one, some) = (along(&Dim::one()), along(k));
     let first = add(Op::Slice { starts: vec![Dim::ZERO; shape.len()], sizes: one, steps: vec![1; shape.len()] }, &[v])?;
