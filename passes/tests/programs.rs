@@ -236,6 +236,35 @@ fn planted(case: &str) -> [Vec<String>; 2] {
 }
 
 #[test]
+fn long_sums_for_few_results_are_split_on_a_wide_device() {
+    for case in ["split_k", "split_k_2", "split_k_3"] {
+        let [cpu, gpu] = planted(case);
+        assert_eq!(cpu.len(), 1, "{case}: {cpu:?}");
+        assert!(gpu.len() == 2 && gpu[0].starts_with("matmul") && gpu[1].starts_with("reduce"), "{case}: {gpu:?}");
+    }
+}
+
+#[test]
+fn sums_are_not_split_where_that_gains_nothing() {
+    // Too short for a second kernel to pay, too short for parts, and enough tiles to keep the device busy.
+    for (m, k, n) in [(8, 512, 64), (8, 256, 64), (2, 1024, 8960)] {
+        let source = format!("graph @product(%x: f16[{m},{k}], %w: f16[{k},{n}]) {{\n  %0 = matmul[out=f16] %x, %w : f16[{m},{n}]\n  return %0 as \"y\"\n}}");
+        let (fused, _) = check_for(&source, cost::GPU);
+        assert_eq!(fused, ["matmul"], "{m} {k} {n}");
+    }
+}
+
+#[test]
+fn the_most_probable_need_no_softmax() {
+    for case in ["softmax_topk", "softmax_topk_2", "softmax_topk_3"] {
+        let [cpu, _] = planted(case);
+        assert_eq!(cpu, ["topk", "sub_exp_reduce", "sub_exp_div"], "{case}");
+    }
+    let [cpu, gpu] = planted("softmax_topk_few");
+    assert_eq!((cpu.len(), gpu.len()), (2, 2), "{cpu:?} {gpu:?}");
+}
+
+#[test]
 fn attention_is_found_however_it_is_spelled_and_masked() {
     for case in ["attention_causal", "attention_causal_2", "attention_causal_3", "attention_padding", "attention_padding_2", "attention_padding_3"] {
         let [_, gpu] = planted(case);

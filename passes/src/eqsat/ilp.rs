@@ -36,7 +36,7 @@ pub fn compare(graph: &Graph, ctx: &Ctx) -> Result<Vec<Compared>, PassError> {
         if !seen.insert(text::print(&part.graph)) {
             continue;
         }
-        let saturated = saturate(&part.graph)?;
+        let saturated = saturate(&part.graph, &ctx.costs)?;
         let all = candidates::form_all(&saturated, &ctx.costs)?;
         let roots = roots(&part.graph, &saturated);
         let dp = extract::extract(&all, &roots, extract::Search::Exact)?.cost;

@@ -99,6 +99,8 @@ pub struct Facts {
     pub leaves: Vec<Fact>,
     /// Pairs of types that a rule wrongly equated.
     pub conflicts: Vec<(TensorType, TensorType)>,
+    /// The device, for rules that make work for it.
+    pub costs: cost::Costs,
 }
 
 impl Analysis<Term> for Facts {
@@ -152,8 +154,8 @@ fn is_term(graph: &Graph, id: NodeId) -> bool {
 }
 
 /// Add the graph and apply rules until nothing changes or a limit is hit.
-pub fn saturate(graph: &Graph) -> Result<Saturated, PassError> {
-    let mut egraph = EGraph::new(Facts::default());
+pub fn saturate(graph: &Graph, costs: &cost::Costs) -> Result<Saturated, PassError> {
+    let mut egraph = EGraph::new(Facts { costs: costs.clone(), ..Facts::default() });
     let (mut class, mut leaves) = (BTreeMap::new(), vec![]);
     let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
     for id in graph.schedule() {
@@ -349,7 +351,7 @@ struct PartPlan {
 }
 
 fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
-    let saturated = saturate(graph)?;
+    let saturated = saturate(graph, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(graph, &saturated);
     let choice = extract::extract(&candidates, &roots, ctx.search)?;
@@ -364,7 +366,7 @@ fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
 
 /// Predicted nanoseconds of the best plan of a small graph.
 fn cost_of(graph: &Graph, ctx: &Ctx) -> Result<f64, PassError> {
-    let saturated = saturate(graph)?;
+    let saturated = saturate(graph, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     Ok(extract::extract(&candidates, &roots(graph, &saturated), ctx.search)?.cost)
 }

@@ -81,7 +81,7 @@ fn site(graph: &Graph, topk: NodeId, ctx: &Ctx) -> Result<Option<Site>, PassErro
     let before = Before::new(graph, p)?;
     let mut with = before.graph.clone();
     with.output("p", before.inner[&p]);
-    let s = saturate(&with)?;
+    let s = saturate(&with, &ctx.costs)?;
     let Some(of) = computed::softmax_of(&s.egraph, s.class[&before.inner[&p]], *axis) else { return Ok(None) };
     let Some((&of, _)) = before.inner.iter().find(|(_, v)| s.class.get(v) == Some(&of)) else { return Ok(None) };
     let mut without = before.graph;

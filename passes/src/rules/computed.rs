@@ -32,10 +32,11 @@ pub const RULES: &[Computed] = &[
     Computed { name: "neutral-element", apply: neutral },
     Computed { name: "saturating-cast", apply: saturating_cast },
     Computed { name: "attention", apply: attention },
+    Computed { name: "split-k", apply: super::split::split_k },
     Computed { name: "repeated-operand", apply: repeated_operand },
 ];
 
-fn op(term: &Term) -> Option<&Op> {
+pub(super) fn op(term: &Term) -> Option<&Op> {
     match &term.head {
         Head::Op(op) => Some(op),
         Head::Leaf(_) => None,

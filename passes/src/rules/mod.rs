@@ -5,6 +5,7 @@
 //! every rule against the evaluator, so a wrong one is caught the minute it is written. `README.md` has the rules for rules.
 pub mod computed;
 pub mod promises;
+mod split;
 
 use crate::eqsat::Term;
 use egg::Pattern;

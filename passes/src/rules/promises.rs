@@ -46,6 +46,7 @@ const COMPUTED: &[(&str, Class)] = &[
     ("neutral-element", given(Promise::Exact, "all elements of the other operand are neutral")),
     ("saturating-cast", given(Promise::Exact, "the integers do not reach beyond the bound")),
     ("attention", given(Promise::Real, "what a condition masks is minus infinity")),
+    ("split-k", Class::Real),
     ("repeated-operand", Class::Exact),
     ("row-scale", given(Promise::Real, "the factor is one number a row")),
     ("row-first", given(Promise::Real, "the factor is one number a row")),
