@@ -18,12 +18,10 @@ enum Mode {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outside {
     Zeros,
-    /// The nearest pixel of the edge. The image ends at the centres of its outer pixels, or with `corners` off, at their
-    /// outer edges.
-    Border {
-        corners: bool,
-    },
-    /// The image mirrored about its end.
+    /// The nearest pixel of the edge, for each pixel that a sample is made of: what PyTorch, to which ONNX refers, and
+    /// onnxruntime do. (ONNX's reference implementation moves the whole sample to the edge: cubic ones differ.)
+    Border,
+    /// The image mirrored about its first and last pixel, or with `corners` off, about the outer edges of these.
     Reflection {
         corners: bool,
     },
@@ -114,16 +112,13 @@ fn taps(b: &mut Builder, x: Val, n: &Dim, mode: Mode, outside: Outside) -> Res<T
     if mode == Mode::Nearest {
         x = b.map(ScalarFn::Round, &[x])?;
     }
-    if let Outside::Border { corners } | Outside::Reflection { corners } = outside {
+    if let Outside::Reflection { corners } = outside {
         let slack = if corners { 0.0 } else { 0.5 };
         let end = float_dim(b, &(n.clone() - Dim::one()), dtype)?;
         let end = b.with_number(ScalarFn::Add, end, slack)?;
         let (below, above) = (b.with_number(ScalarFn::Lt, x, -slack)?, b.pointwise(ScalarFn::Gt, &[x, end])?);
         let out = b.map(ScalarFn::Or, &[below, above])?;
-        let back = match outside {
-            Outside::Reflection { .. } => reflect(b, x, n, corners)?,
-            _ => clamp(b, x, n)?,
-        };
+        let back = reflect(b, x, n, corners)?;
         x = b.map(ScalarFn::Select, &[out, back, x])?;
     }
     let base = if mode == Mode::Nearest { x } else { b.map(ScalarFn::Floor, &[x])? };
@@ -255,7 +250,7 @@ pub(crate) fn grid_sample(cx: &mut Cx) -> Res<Vec<Val>> {
     let corners = cx.flag("align_corners", false)?;
     let outside = match cx.text("padding_mode", "zeros")?.as_str() {
         "zeros" => Outside::Zeros,
-        "border" => Outside::Border { corners },
+        "border" => Outside::Border,
         "reflection" => Outside::Reflection { corners },
         other => return invalid(format!("padding_mode `{other}`")),
     };
