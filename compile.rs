@@ -1,12 +1,17 @@
 //! A model to an artifact: every stage in order. `ARCHITECTURE.md` walks one model through it.
 use crate::{
-    Error, TuneLock, gaps, import,
+    Artifact, Error, TuneLock, calibrate, gaps, import,
     options::{CompileOptions, Compiled, Emit, OptLevel, Planning, Progress, Source, Verify},
+    precision::PrecisionReport,
     verify,
 };
 use pavage_codegen::{choices, compile as backend, emit, llvm, lower, targets::Target};
 use pavage_frontend::onnx::Model;
-use pavage_ir::{Graph, NodeKind, Region, Requirement, program::Program, text};
+use pavage_ir::{
+    Graph, Heart, NodeKind, Region, Requirement,
+    program::{Program, Step},
+    text,
+};
 use pavage_passes::{
     self as passes, Ctx, build,
     eqsat::{
@@ -23,9 +28,10 @@ use std::{cell::RefCell, collections::BTreeMap, time::Instant};
 pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Error> {
     let mut planned = plan(model, options, Members::Drop)?;
     let mut notes = std::mem::take(&mut planned.notes);
+    let precision = std::mem::take(&mut planned.precision);
     if let Some(what) = options.emit {
         let emitted = emit_text(what, &planned.graph, &planned.targets, options)?;
-        return Ok(Compiled { artifact: vec![], emitted, notes, planning: planned.planning });
+        return Ok(Compiled { artifact: vec![], emitted, notes, planning: planned.planning, precision });
     }
     stage(options, "generating code", 2);
     let price = |target: &Target, region: &Region| cost::time(region, &costs(target, options));
@@ -38,7 +44,30 @@ pub fn compile(model: Source, options: &CompileOptions) -> Result<Compiled, Erro
         }
     }
     stage(options, "done", 4);
-    Ok(Compiled { artifact, emitted: String::new(), notes, planning: planned.planning })
+    Ok(Compiled { artifact, emitted: String::new(), notes, planning: planned.planning, precision })
+}
+
+/// A graph compiled for the CPU at hand, quickly: to measure on.
+pub(crate) fn for_this_machine(graph: &Graph, requirements: &[Requirement], threads: usize) -> Result<Artifact, Error> {
+    let target = Target::parse("native").map_err(|e| Error::Request(e.to_string()))?;
+    let ctx = Ctx { costs: predicted_costs(&target), ..Ctx::default() };
+    let mut graph = graph.clone();
+    passes::run(&mut graph, &ctx, passes::PIPELINE)?;
+    let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
+    let program = build::program("fused", &graph, &greedy, &ctx)?;
+    let planned = Planned {
+        graph,
+        requirements: requirements.to_vec(),
+        targets: vec![(target, vec![program])],
+        members: BTreeMap::new(),
+        notes: vec![],
+        planning: vec![],
+        precision: PrecisionReport::default(),
+    };
+    let price = |target: &Target, region: &Region| cost::time(region, &predicted_costs(target));
+    let options = CompileOptions { threads, ..CompileOptions::default() };
+    let request = planned.request(&options, String::new(), &price);
+    Ok(Artifact::from_bytes(&code(&request)?)?)
 }
 
 /// The artifact's bytes.
@@ -107,6 +136,7 @@ pub(crate) struct Planned {
     pub(crate) members: BTreeMap<Region, Graph>,
     notes: Vec<String>,
     planning: Vec<Planning>,
+    precision: PrecisionReport,
 }
 
 /// Read a model, optimise it and plan it for every target of `options`.
@@ -125,7 +155,9 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     let ctx = Ctx { dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
     ctx.dump("import", || text::print(&graph));
     stage(options, "optimising", 1);
-    let planned = plans(&mut graph, targets, options, &|costs| Ctx { costs, dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() });
+    let mut precision = PrecisionReport::default();
+    let context = |costs| Ctx { costs, dump_after: options.dump_after.clone(), members: kept(), ..Ctx::default() };
+    let planned = plans(&mut graph, targets, options, &context, &requirements, &mut precision);
     dump(options.progress, &ctx);
     let Plans { targets, contexts, planning } = planned?;
     if let Some(lock) = &options.tune {
@@ -133,7 +165,7 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     }
     notes.extend(contexts.iter().flat_map(|ctx| ctx.notes.take()));
     let members = contexts.iter().filter_map(|ctx| ctx.members.take()).flatten().collect();
-    Ok(Planned { graph, requirements, targets, members, notes, planning })
+    Ok(Planned { graph, requirements, targets, members, notes, planning, precision })
 }
 
 impl Planned {
@@ -178,7 +210,14 @@ struct Plans {
 
 /// Every plan of every target, by what the target costs; those of equal costs share theirs. `graph` becomes what the passes
 /// made of it for the first.
-fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, ctx: &dyn Fn(Costs) -> Ctx) -> Result<Plans, Error> {
+fn plans(
+    graph: &mut Graph,
+    targets: Vec<Target>,
+    options: &CompileOptions,
+    ctx: &dyn Fn(Costs) -> Ctx,
+    requirements: &[Requirement],
+    precision: &mut PrecisionReport,
+) -> Result<Plans, Error> {
     let pipeline = if options.opt_level == OptLevel::O0 { passes::CLEANING } else { passes::PIPELINE };
     let mut made: Vec<(Ctx, Vec<Program>)> = vec![];
     let mut first: Option<Graph> = None;
@@ -190,6 +229,8 @@ fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, ctx:
             None => {
                 let ctx = ctx(costs);
                 let mut optimised = graph.clone();
+                let around = calibrate::Around { requirements, threads: options.threads, device: if matches!(target, Target::Cpu(_)) { "cpu" } else { "gpu" } };
+                let report = calibrate::apply(&mut optimised, &options.precision, &ctx, &around)?;
                 let done = passes::run(&mut optimised, &ctx, pipeline).map_err(Error::from);
                 let mut search = |plan: &String| {
                     let start = Instant::now();
@@ -199,7 +240,11 @@ fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, ctx:
                 };
                 let programs = done.and_then(|()| options.plans.iter().map(&mut search).collect());
                 dump(options.progress, &ctx);
-                made.push((ctx, programs?));
+                let mut programs: Vec<Program> = programs?;
+                programs.iter_mut().for_each(|p| remember(p, &report));
+                precision.layers.extend(report.layers);
+                precision.moved.extend(report.moved);
+                made.push((ctx, programs));
                 first.get_or_insert(optimised);
                 made.len() - 1
             }
@@ -210,6 +255,23 @@ fn plans(graph: &mut Graph, targets: Vec<Target>, options: &CompileOptions, ctx:
         *graph = optimised;
     }
     Ok(Plans { targets: all, contexts: made.into_iter().map(|(ctx, _)| ctx).collect(), planning })
+}
+
+/// Say of each kernel that is a layer in another precision what that gains and what it costs.
+fn remember(program: &mut Program, report: &PrecisionReport) {
+    for layer in report.layers.iter().filter(|l| l.gain_ns > 0.0) {
+        for step in &mut program.body.steps {
+            let Step::Run { region, origin, .. } = step else { continue };
+            let product = matches!(region.heart, Heart::Contract { .. } | Heart::Conv { .. });
+            if product && layer.layer.split(", ").all(|s| origin.sources.iter().any(|o| o == s)) {
+                let error = layer.error.map_or("error not measured".into(), |e| format!("measured error {e:.1e}"));
+                origin
+                    .why
+                    .chain
+                    .push(format!("precision {}: predicted to save {:.0} ns of {:.0}, {error}", layer.precision, layer.gain_ns, layer.predicted_ns));
+            }
+        }
+    }
 }
 
 fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {

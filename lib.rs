@@ -16,12 +16,14 @@
 //!
 //! A program that only runs artifacts depends on `pavage-runtime` alone, which holds no compiler.
 pub mod bisect;
+mod calibrate;
 mod compile;
 mod error;
 mod gaps;
 mod import;
 mod lock;
 mod options;
+pub mod precision;
 pub mod tune;
 mod verify;
 

@@ -1,5 +1,8 @@
 //! What to compile and how.
-use crate::{Artifact, Error, TuneLock};
+use crate::{
+    Artifact, Error, TuneLock,
+    precision::{PrecisionOptions, PrecisionReport},
+};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -132,6 +135,8 @@ pub struct CompileOptions<'a> {
     pub dump_after: Vec<String>,
     /// A stage to print instead of an artifact.
     pub emit: Option<Emit>,
+    /// In what precision layers are stored and computed.
+    pub precision: PrecisionOptions,
     /// Whether to check the kernels.
     pub verify: Verify,
     /// What `pavage tune` measured for one of the targets.
@@ -151,6 +156,7 @@ impl Default for CompileOptions<'_> {
             opt_level: OptLevel::default(),
             dump_after: Vec::new(),
             emit: None,
+            precision: PrecisionOptions::default(),
             verify: Verify::default(),
             tune: None,
             threads: 0,
@@ -166,6 +172,7 @@ impl CompileOptions<'_> {
         flags.extend(self.shapes.iter().map(|s| format!("--shape={s}")));
         flags.push(format!("--plans={}", self.plans.join(",")));
         flags.push(format!("-{:?}", self.opt_level));
+        flags.extend(self.precision.flags());
         flags.extend(self.tune.iter().map(|lock| format!("--tune-lock={}", lock.hash())));
         flags
     }
@@ -186,7 +193,7 @@ impl CompileOptions<'_> {
                 options.plans = plans.split(',').map(str::to_string).collect();
             } else if flag.starts_with("--tune-lock=") {
                 return Err(Error::Request("the artifact was compiled with a tune.lock, whose contents it does not hold".into()));
-            } else {
+            } else if !options.precision.take(flag).map_err(Error::Request)? {
                 options.opt_level = match flag.as_str() {
                     "-O0" => OptLevel::O0,
                     "-O1" => OptLevel::O1,
@@ -209,6 +216,8 @@ pub struct Compiled {
     pub emitted: String,
     /// What a user should know: sizes assumed, work without a kernel, limits hit.
     pub notes: Vec<String>,
+    /// What `--precision` did to each layer.
+    pub precision: PrecisionReport,
     /// What finding each plan took; targets of one kind share theirs.
     pub planning: Vec<Planning>,
 }

@@ -2,9 +2,14 @@
 use super::inputs::Given;
 use super::load::opt_level;
 use super::progress::{Bar, Dumps};
-use super::{Done, Failure, remark, say, say_json, text};
+use super::{Done, Failure, npy, remark, say, say_json, text};
 use clap::ValueEnum;
 use pavage::bisect::{Finding, Suspect, bisect};
+use pavage::passes::precision::{
+    Storage,
+    quantise::{Method, Symmetry},
+};
+use pavage::precision::{LayerReport, MaxError, PrecisionOptions, PrecisionReport, Sample, Wanted};
 use pavage::{Artifact, CompileOptions, Device, Emit, OptLevel, Options, ShapeArg, Source, TuneLock, Verify, compile};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -40,6 +45,8 @@ pub(crate) struct Args {
     /// Print a stage instead of writing an artifact.
     #[arg(long)]
     emit: Option<EmitArg>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Check each fused kernel against the reference evaluator, on random data.
     #[arg(long)]
     verify: bool,
@@ -58,6 +65,96 @@ pub(crate) struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// `--precision` and what goes with it.
+#[derive(clap::Args)]
+#[group(skip)]
+struct PrecisionArgs {
+    /// f32 (as the model says), f16, bf16, w8, w4 (weights stored so), int8 (products of integers), auto (the best of each layer).
+    /// Layers that would not gain stay as they are.
+    #[arg(long, default_value = "f32")]
+    precision: Wanted,
+    /// How far outputs may move on the samples: one minus the cosine, or the share of rows whose largest element changes.
+    #[arg(long, value_name = "cos=X|top1=P%")]
+    max_error: Option<MaxError>,
+    /// Samples to calibrate with: npz files with keys NAME or in:NAME.
+    #[arg(long, value_name = "FOLDER")]
+    calib: Option<PathBuf>,
+    /// How ranges of activations are found.
+    #[arg(long, default_value = "minmax", value_parser = method)]
+    calib_method: Method,
+    /// Weights that share a scale: 32, 64 or 128 of a channel; by default a channel of 8 bits, 32 of 4 bits.
+    #[arg(long, value_parser = group)]
+    group: Option<usize>,
+    /// Give groups of weights zero points.
+    #[arg(long)]
+    asymmetric: bool,
+}
+
+fn method(name: &str) -> Result<Method, String> {
+    let all = Method::ALL.map(Method::name).join(", ");
+    Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| format!("`{name}`: a method is one of {all}"))
+}
+
+fn group(size: &str) -> Result<usize, String> {
+    size.parse().ok().filter(|n| [32, 64, 128].contains(n)).ok_or_else(|| format!("`{size}`: a group is 32, 64 or 128"))
+}
+
+impl PrecisionArgs {
+    fn read(&self) -> Result<PrecisionOptions, Failure> {
+        if self.precision == Wanted::Model && (self.max_error.is_some() || self.calib.is_some()) {
+            return Err(Failure::usage("--max-error and --calib say nothing without --precision"));
+        }
+        let samples = self.calib.as_ref().map_or(Ok(vec![]), |folder| samples(folder))?;
+        let symmetry = if self.asymmetric { Symmetry::Asymmetric } else { Symmetry::Symmetric };
+        let storage = Storage { group: self.group, symmetry };
+        Ok(PrecisionOptions { wanted: self.precision, storage, method: self.calib_method, max_error: self.max_error, samples })
+    }
+}
+
+/// The archives of a folder, by name.
+fn samples(folder: &Path) -> Result<Vec<Sample>, Failure> {
+    let unreadable = |e: std::io::Error| Failure::usage(format!("--calib {}: {e}", folder.display()));
+    let entries = std::fs::read_dir(folder).map_err(unreadable)?.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    let mut paths: Vec<PathBuf> = entries.into_iter().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "npz")).collect();
+    paths.sort();
+    if paths.is_empty() {
+        return Err(Failure::usage(format!("--calib {}: no npz files there; each is to hold the model's inputs under keys NAME or in:NAME", folder.display())));
+    }
+    let read = |path: &PathBuf| {
+        let arrays = npy::read_npz(path)?.into_iter().filter(|(k, _)| !k.starts_with("out:"));
+        let inputs = arrays.map(|(k, v)| (k.strip_prefix("in:").map_or(k.clone(), str::to_string), v)).collect();
+        Ok(Sample { name: path.display().to_string(), inputs })
+    };
+    paths.iter().map(read).collect()
+}
+
+/// What became of each layer.
+fn print(report: &PrecisionReport) {
+    if report.layers.is_empty() {
+        return;
+    }
+    let line = |l: &LayerReport| {
+        let error = l.error.map_or_else(|| "-".into(), |e| format!("{e:.1e}"));
+        let gain = if l.gain_ns > 0.0 { format!("{} of {}", text::time(l.gain_ns), text::time(l.predicted_ns)) } else { "-".into() };
+        format!("{:<4} {:<5} {gain:<22} {error:<8} {}{}{}", l.device, l.precision.name(), l.layer, if l.why.is_empty() { "" } else { ": " }, l.why)
+    };
+    say(format!("{:<4} {:<5} {:<22} {:<8} layer", "on", "in", "predicted to save", "error"));
+    report.layers.iter().for_each(|l| say(line(l)));
+    report.moved.iter().for_each(|(device, moved)| say(format!("outputs for {device} on the samples, against f32: {moved}")));
+}
+
+/// The report as JSON.
+fn to_json(report: &PrecisionReport) -> serde_json::Value {
+    let layer = |l: &LayerReport| {
+        json!({
+            "device": l.device, "layer": l.layer, "precision": l.precision.name(), "predicted_ns": l.predicted_ns.round(),
+            "gain_ns": l.gain_ns.round(), "error": l.error, "why": l.why,
+        })
+    };
+    let moved = report.moved.iter().map(|(device, m)| json!({"device": device, "cos": m.cos, "top1": m.top1}));
+    json!({"layers": report.layers.iter().map(layer).collect::<Vec<_>>(), "outputs": moved.collect::<Vec<_>>()})
 }
 
 /// `--emit`
@@ -89,6 +186,7 @@ impl From<EmitArg> for Emit {
 
 /// `pavage compile`
 pub(crate) fn main(args: &Args) -> Done {
+    let precision = args.precision.read()?;
     let dumps = args.dump_dir.clone().map_or(Dumps::Stderr, Dumps::Folder);
     let bar = Bar::new(dumps);
     let start = Instant::now();
@@ -101,6 +199,7 @@ pub(crate) fn main(args: &Args) -> Done {
             opt_level: args.opt_level,
             dump_after: args.dump_after.clone(),
             emit: args.emit.map(Emit::from),
+            precision,
             verify: if args.verify { Verify::Replay } else { Verify::Skip },
             tune: args.tune_lock.as_deref().map(TuneLock::read).transpose()?,
             threads: args.threads,
@@ -135,10 +234,12 @@ pub(crate) fn main(args: &Args) -> Done {
         say_json(&json!({
             "artifact": output.display().to_string(), "bytes": compiled.artifact.len(), "seconds": took.as_secs_f64(),
             "plans": plans.iter().map(plan).collect::<Vec<_>>(), "planning": planning.collect::<Vec<_>>(), "notes": compiled.notes, "verified": args.verify,
+            "precision": to_json(&compiled.precision),
         }));
         return Ok(());
     }
     compiled.notes.iter().for_each(remark);
+    print(&compiled.precision);
     let style = text::BOLD;
     say(format!(
         "{style}{}{style:#}: {}, {} for {}, in {}",

@@ -254,6 +254,10 @@ ops! {
     "cast" = Cast("x") { to: DType } infer ops::pointwise::infer_cast, eval ops::pointwise::eval_cast;
     /// The same bits as another dtype of the same width; not for bool.
     "bitcast" = BitCast("x") { to: DType } infer ops::pointwise::infer_bitcast, eval ops::pointwise::eval_bitcast;
+    /// Integers of up to 8 bits, or floats of up to 16, as f32: `(x - zero) * scale`, rounded at each step. Along axis `a` a scale and
+    /// a zero point hold for `blocks[a]` elements; without a scale the values are those of `x`. Contractions and gathers read
+    /// through it, so that `x` stays packed in memory.
+    "dequant" = Dequant("x", "scale?", "zero?") { blocks: Vec<usize> } infer ops::quant::infer, eval ops::quant::eval;
     /// Repeat axes of extent 1 to the extents of `shape`; ranks are equal, other extents too.
     "broadcast" = Broadcast("x") { shape: Vec<Dim> } infer ops::view::infer_broadcast, eval ops::view::eval_broadcast;
     /// The same elements in row-major order under another shape; element counts are equal.

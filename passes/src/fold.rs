@@ -22,7 +22,9 @@ pub fn run(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
         };
         let operands: Vec<Value> = graph.operands(id).iter().map(|v| r.value(*v)).collect();
         let constants = constants(&r.new, op, &operands);
-        match constants.filter(|_| bodies.is_empty()).and_then(|c| evaluate(op, &c)) {
+        // Packed weights stay packed.
+        let kept = !bodies.is_empty() || matches!(op, Op::Dequant { .. });
+        match constants.filter(|_| !kept).and_then(|c| evaluate(op, &c)) {
             Some(values) => {
                 for (i, t) in values.into_iter().enumerate() {
                     let v = r.constant(t);

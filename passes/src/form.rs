@@ -63,6 +63,7 @@ pub fn is_opaque(op: &Op) -> bool {
         Op::Map(_)
         | Op::Cast { .. }
         | Op::BitCast { .. }
+        | Op::Dequant { .. }
         | Op::Broadcast { .. }
         | Op::Reshape { .. }
         | Op::Transpose { .. }
@@ -474,6 +475,7 @@ impl Former<'_> {
                 let x = self.pull(operands[0], index, guard)?;
                 Ok(if self.region.dtype(x) == to { x } else { self.region.push(Expr::Bits(x), to) })
             }
+            Op::Dequant { blocks } => self.pull_dequant(&operands, &index, &blocks, guard),
             Op::Broadcast { .. } => {
                 let from = shape_of(self.graph, operands[0]);
                 let at = index.into_iter().zip(&from).zip(&ty.shape).map(|((i, f), t)| if f == t { i } else { Dim::ZERO }).collect();
@@ -568,6 +570,28 @@ impl Former<'_> {
             }
             other => Err(Illegal::NotPointwise(other.mnemonic())),
         }
+    }
+
+    /// `(x - zero) * scale`, the last two at the block that the index lies in.
+    fn pull_dequant(&mut self, operands: &[Value], index: &[Dim], blocks: &[usize], guard: Option<ExprId>) -> Result<ExprId, Illegal> {
+        let x = self.pull(operands[0], index.to_vec(), guard)?;
+        let mut v = self.region.push(Expr::Cast(x), DType::F32);
+        let block = |this: &mut Self, of: Value| {
+            let shape = this.graph.ty(of).shape.clone();
+            let at = |((i, b), n): ((&Dim, &usize), &Dim)| if n.is(1) { Dim::ZERO } else { i.div_in(&Dim::from(*b), &this.axes) };
+            let at = index.iter().zip(blocks).zip(&shape).map(at).collect();
+            let v = this.pull(of, at, guard)?;
+            Ok(if this.region.dtype(v) == DType::F32 { v } else { this.region.push(Expr::Cast(v), DType::F32) })
+        };
+        if let Some(&zero) = operands.get(2) {
+            let zero = block(self, zero)?;
+            v = self.region.push(Expr::Call(ScalarFn::Sub, vec![v, zero]), DType::F32);
+        }
+        if let Some(&scale) = operands.get(1) {
+            let scale = block(self, scale)?;
+            v = self.region.push(Expr::Call(ScalarFn::Mul, vec![v, scale]), DType::F32);
+        }
+        Ok(v)
     }
 
     fn pull_pad(

@@ -56,7 +56,7 @@ pub(crate) fn member_graph(graph: &Graph, cluster: &Cluster) -> Option<Graph> {
 
 /// Ops that never cost a kernel when they can be read through.
 pub(crate) fn is_free(op: &Op) -> bool {
-    form::is_view(op) || matches!(op, Op::Iota { .. } | Op::Dims { .. } | Op::BindSize { .. })
+    form::is_view(op) || matches!(op, Op::Dequant { .. } | Op::Iota { .. } | Op::Dims { .. } | Op::BindSize { .. })
 }
 
 /// Ops that are steps, not kernels.
@@ -321,7 +321,7 @@ fn is_dear(f: ScalarFn) -> bool {
 /// Form `core` with as many of the views before it as its heart can read through.
 pub(crate) fn assemble(graph: &Graph, order: &Order, core: &[NodeId], outputs: &[Value]) -> Result<(Vec<NodeId>, Formed), Illegal> {
     let mut last = Illegal::Shapes;
-    for absorb in [Absorb::All, Absorb::NoReshape, Absorb::Nothing] {
+    for absorb in [Absorb::All, Absorb::NoReshape, Absorb::Weights, Absorb::Nothing] {
         let members = close(graph, order, core, absorb);
         match form(graph, &members, outputs) {
             Ok(formed) if plain(&formed.region) => return Ok((members, formed)),
@@ -346,6 +346,8 @@ pub(crate) fn assemble_exact(graph: &Graph, order: &Order, members: &[NodeId], o
 enum Absorb {
     All,
     NoReshape,
+    /// Packed weights alone.
+    Weights,
     Nothing,
 }
 
@@ -355,7 +357,15 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
     let mut stack: Vec<(NodeId, Absorb)> = core.iter().map(|id| (*id, Absorb::All)).collect();
     while let Some((id, level)) = stack.pop() {
         let level = match graph.op(id) {
-            Some(Op::Conv { .. } | Op::Pool { .. }) => continue,
+            Some(op @ (Op::Conv { .. } | Op::MatMul { .. })) if matches!(op, Op::Conv { .. }) || absorb == Absorb::Weights => {
+                // Windows read whole tensors, but weights may be packed.
+                let w = graph.operands(id)[1].node;
+                if absorb != Absorb::Nothing && matches!(graph.op(w), Some(Op::Dequant { .. })) {
+                    members.insert(w);
+                }
+                continue;
+            }
+            Some(Op::Pool { .. }) => continue,
             Some(op) if form::is_opaque(op) => continue,
             Some(Op::MatMul { .. } | Op::Attention { .. }) => absorb,
             _ => level,
@@ -363,7 +373,7 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
         for v in graph.operands(id) {
             let Some(op) = graph.op(v.node) else { continue };
             let take = match level {
-                Absorb::Nothing => false,
+                Absorb::Weights | Absorb::Nothing => false,
                 Absorb::NoReshape => is_free(op) && !matches!(op, Op::Reshape { .. } | Op::BindSize { .. }),
                 Absorb::All => is_free(op) && !matches!(op, Op::BindSize { .. }),
             };
@@ -377,7 +387,17 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
     members
 }
 
-/// Whether the heart's operands are loads that a tiled kernel can make: strided for a contraction, whole for windows.
+/// The load behind packed weights, as [`Op::Dequant`] spells them; anything else is itself.
+fn unpacked(region: &Region, id: ExprId) -> ExprId {
+    match region.expr(id) {
+        Expr::Call(ScalarFn::Mul | ScalarFn::Sub, xs) => unpacked(region, xs[0]),
+        Expr::Cast(x) if region.dtype(*x).bits() <= 16 => *x,
+        _ => id,
+    }
+}
+
+/// Whether the heart's operands are loads that a tiled kernel can make: strided for a contraction, whole for windows. Weights
+/// may be packed.
 fn plain(region: &Region) -> bool {
     let load = |id: ExprId| match region.expr(id) {
         Expr::Load { arg, index, guard: None } => Some((*arg, index.clone())),
@@ -385,10 +405,10 @@ fn plain(region: &Region) -> bool {
     };
     let identity = |id: ExprId| load(id).is_some_and(|(_, index)| index.iter().enumerate().all(|(i, d)| *d == Dim::axis(i)));
     match &region.heart {
-        Heart::Contract { lhs, rhs, .. } => [*lhs, *rhs]
+        Heart::Contract { lhs, rhs, .. } => [*lhs, unpacked(region, *rhs)]
             .into_iter()
             .all(|id| load(id).is_some_and(|(_, index)| (0..=region.space.len()).all(|k| index.iter().all(|d| d.affine_in(k).is_some())))),
-        Heart::Conv { x, w, .. } => identity(*x) && identity(*w),
+        Heart::Conv { x, w, .. } => identity(*x) && identity(unpacked(region, *w)),
         Heart::Pool { x, .. } => identity(*x),
         Heart::Attention { q, k, v, .. } => [*q, *k, *v]
             .into_iter()

@@ -12,9 +12,11 @@ pub mod integer;
 pub mod layout;
 pub mod memory;
 mod positions;
+pub mod precision;
 mod rebuild;
 pub mod rules;
 pub mod slices;
+pub mod weights;
 
 use pavage_ir::{Graph, NodeKind, Region, verify};
 use std::{
@@ -138,6 +140,7 @@ pub struct Pass {
 /// Every pass, in pipeline order.
 pub const PASSES: &[Pass] = &[
     Pass { name: "integer", about: "Products of dequantised tensors become products of their integers.", run: integer::run },
+    Pass { name: "weights", about: "Dequantised weights stay packed.", run: weights::run },
     Pass { name: "fold", about: "Compute what constants decide.", run: fold::run },
     Pass { name: "canon", about: "One form for each view; equal nodes become one.", run: canon::run },
     Pass { name: "layout", about: "Images become channels-last; transposes move to where they cancel.", run: layout::run },
@@ -145,7 +148,7 @@ pub const PASSES: &[Pass] = &[
 ];
 
 /// The passes before fusion, in order; some run more than once.
-pub const PIPELINE: &[&str] = &["integer", "fold", "canon", "layout", "fold", "canon", "scale", "fold", "canon"];
+pub const PIPELINE: &[&str] = &["integer", "weights", "fold", "canon", "layout", "fold", "canon", "scale", "fold", "canon"];
 
 /// The passes of a graph that stays as it was written.
 pub const CLEANING: &[&str] = &["fold", "canon"];

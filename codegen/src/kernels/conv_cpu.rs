@@ -12,7 +12,7 @@ use super::{
     flat::Linear,
     gemm_cpu::{fits_i16, plain_load, quads},
     micro::{self, End, Left, Math, Right, Rows, Tile},
-    pack::Walk,
+    pack::{Cells, Walk},
 };
 use crate::{
     targets::{Cpu, Target},
@@ -279,6 +279,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
         width: plan.lanes,
         group: conv.math.group(),
         dtype,
+        cells: Cells::Whole,
     };
 
     let mut b = super::builder(name, target);
@@ -562,7 +563,7 @@ impl Cx<'_> {
                 let right = Right { buf: env.args[conv.weights.0], base: right, vector, step, count: None, ahead: None };
                 if plan.joined {
                     let steps = b.index(row_steps as i64);
-                    return micro::accumulate(b, tile, left, right, steps, acc.to_vec());
+                    return micro::accumulate(b, tile, left, right, None, steps, acc.to_vec());
                 }
                 let (zero, taps) = (b.index(0), b.index(conv.kernel[1] as i64));
                 b.for_(zero, taps, 1, acc, |b, kw, acc| {
@@ -571,7 +572,7 @@ impl Cx<'_> {
                     let d = b.mul_i(kw, (tap_steps * lanes * group) as i64);
                     let right = Right { base: b.add(right.base, d), ..right };
                     let steps = b.index(tap_steps as i64);
-                    micro::accumulate(b, tile, left, right, steps, acc.to_vec())
+                    micro::accumulate(b, tile, left, right, None, steps, acc.to_vec())
                 })
             });
             let axes = conv.axes([at.n, at.y, x0, column]);

@@ -9,7 +9,7 @@ use super::{
     expr::{Env, Point, VectorAxis},
     gemm_cpu::quads,
     micro::{self, End, Math, Tile},
-    pack::Walk,
+    pack::{Cells, Walk},
 };
 use crate::{
     targets::{Cpu, Target},
@@ -69,6 +69,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
         width: lanes,
         group: 1,
         dtype,
+        cells: Cells::Whole,
     };
     let most = max_pixels(cpu, conv.kernel[1]);
     let pixels = usize::try_from(schedule.knob("pixels", most as i64)).unwrap_or(most).clamp(1, most);

@@ -13,7 +13,8 @@ use super::{
     expr::{Env, Point, VectorAxis, affine},
     flat::{self, Linear},
     micro::{self, Columns, End, Left, Math, Right, Rows, Tile},
-    pack::Walk,
+    pack::{Cells, Walk},
+    weights::Weights,
 };
 use crate::{
     targets::{Cpu, Target},
@@ -24,6 +25,8 @@ use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Op, Region, Schedule, attr::Lay
 /// The family.
 pub const FAMILY: Family =
     Family { name: "gemm_cpu", about: "matrix products and 1x1 convolutions in register tiles, outputs computed on the accumulators", schedules, build };
+
+mod packed;
 
 const NAME: &str = "gemm_cpu";
 
@@ -65,6 +68,8 @@ enum LeftFrom {
 enum RightFrom {
     /// Panels made at compile time.
     Panels { arg: usize, walk: Walk, batch: Vec<usize> },
+    /// Panels of packed weights, made at compile time.
+    Packed { weights: Weights, walk: Walk, batch: Vec<usize> },
     /// In place, contiguous in n.
     Memory { arg: usize, at: Linear },
     /// Panels made in scratch for each group; where the operand is contiguous in k, by transposing vectors.
@@ -270,10 +275,18 @@ fn left_from(gemm: &Gemm) -> LeftFrom {
 
 fn right_from(gemm: &Gemm, lanes: usize, facts: &ArgFacts) -> RightFrom {
     let k_axis = gemm.k_axis();
+    let loads_of = |arg: usize| gemm.region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { arg: a, .. } if *a as usize == arg)).count();
+    if gemm.math == Math::F32
+        && let Some(weights) = Weights::of(&gemm.region, gemm.rhs, k_axis, &gemm.k)
+        && facts.constant(weights.arg).is_some()
+        && loads_of(weights.arg) == 1
+        && let Some((walk, batch)) = walk(gemm, &weights.at, weights.arg, lanes)
+    {
+        return RightFrom::Packed { weights, walk, batch };
+    }
     let Some((arg, at)) = plain_load(&gemm.region, gemm.rhs, k_axis + 1) else { return RightFrom::Scratch { along_k: None } };
-    let loads = gemm.region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { arg: a, .. } if *a as usize == arg)).count();
     if facts.constant(arg).is_some()
-        && loads == 1
+        && loads_of(arg) == 1
         && let Some((walk, batch)) = walk(gemm, &at, arg, lanes)
     {
         return RightFrom::Panels { arg, walk, batch };
@@ -299,15 +312,18 @@ fn walk(gemm: &Gemm, at: &Linear, arg: usize, lanes: usize) -> Option<(Walk, Vec
             axes.push(i);
         }
     }
-    let dtype = gemm.math.packed(gemm.region.args[arg].dtype);
+    let own = gemm.region.args[arg].dtype;
+    let cells = if own.bits() == 4 { Cells::Nibbles } else { Cells::Whole };
+    let (dtype, group) = if cells == Cells::Nibbles { (DType::U8, 2) } else { (gemm.math.packed(own), gemm.math.group()) };
     let walk = Walk {
         batch,
         n: (size(gemm.n())?, at.strides[k_axis - 1].as_const()?),
         k: vec![(size(&gemm.k)?, at.strides[k_axis].as_const()?)],
         start: at.rest.as_const()?,
         width: lanes,
-        group: gemm.math.group(),
+        group,
         dtype,
+        cells,
     };
     Some((walk, axes))
 }
@@ -418,14 +434,22 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let mut b = super::builder(name, target);
 
     // Arguments: a packed constant takes the place, and the dtype, of its own.
-    let packed = if let RightFrom::Panels { arg, walk, .. } = &right { Some((*arg, walk.clone())) } else { None };
+    let packed = match &right {
+        RightFrom::Panels { arg, walk, .. } => Some((*arg, walk.clone())),
+        RightFrom::Packed { weights, walk, .. } => Some((weights.arg, walk.clone())),
+        RightFrom::Memory { .. } | RightFrom::Scratch { .. } => None,
+    };
     let dtype = |i: usize| packed.as_ref().filter(|(a, _)| *a == i).map_or(region.args[i].dtype, |(_, w)| w.dtype);
     let args: Vec<Buf> = (0..region.args.len()).map(|i| b.arg(dtype(i), Access::Read)).collect();
     let outs: Vec<Buf> = region.outputs.iter().map(|o| b.arg(o.ty.dtype, Access::Write)).collect();
     let mut env = Env::with_bufs(&gemm.region, args, outs);
 
     // Scratch: rows of the left operand, then a panel of the right one.
-    let needs_panel = matches!(right, RightFrom::Scratch { .. });
+    let needs_panel = match &right {
+        RightFrom::Scratch { .. } => true,
+        RightFrom::Packed { weights, .. } => !matches!(blocks, Blocks::Even(n) if n <= weights.few_rows()),
+        RightFrom::Panels { .. } | RightFrom::Memory { .. } => false,
+    };
     let unit = Dim::from(gemm.math.staged().bits() / 8);
     let pad = |d: &Dim| d.ceil_div(&Dim::from(lanes)) * Dim::from(lanes);
     let mut row_stride = pad(&gemm.k);
@@ -531,6 +555,26 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     Ok(Built { kernel, schedule: schedule.clone(), dims, cpu: Some(cpu_shape), grid: None, packs })
 }
 
+/// Where packed weights become numbers.
+#[derive(Clone, Copy)]
+enum Packing<'a> {
+    /// They are not packed.
+    None,
+    /// As they are read.
+    Registers(&'a Weights),
+    /// Before, in a scratch panel.
+    Scratch(&'a Weights),
+}
+
+/// One block of the loop nest: rows of a batch and a group of columns.
+struct Block<'a> {
+    class: &'a Class,
+    batch: &'a [Val],
+    row0: Val,
+    rows: Rows,
+    column: Val,
+}
+
 /// What the parts of the loop nest share.
 struct Cx<'a> {
     gemm: &'a Gemm,
@@ -603,36 +647,7 @@ impl Cx<'_> {
     fn columns(&self, b: &mut Builder, env: &mut Env<'_>, class: &Class, batch: &[Val], row0: Val, rows: Rows, v: Val) {
         let (k_axis, lanes, group) = (self.gemm.k_axis(), self.lanes as i64, self.gemm.math.group());
         let column = b.mul_i(v, lanes);
-        let steps = b.add_i(self.k, group as i64 - 1);
-        let steps = b.div_i(steps, group as i64);
         let one = b.index(1);
-        let right = match &self.right {
-            RightFrom::Panels { arg, walk, batch: axes } => {
-                let mut panel = v;
-                let mut panels = b.index(walk.panels() as i64);
-                for (axis, (extent, _)) in axes.iter().zip(&walk.batch).rev() {
-                    let d = b.mul(batch[*axis], panels);
-                    panel = b.add(panel, d);
-                    panels = b.mul_i(panels, *extent as i64);
-                }
-                let base = b.mul_i(panel, walk.panel() as i64);
-                let (vector, step) = (b.index(walk.panel() as i64), b.index(lanes * group as i64));
-                // Weights that do not stay in the cache: while a group is worked on, the next one is fetched; of a product
-                // of a row or two, what comes soon.
-                let bytes = walk.panels() * walk.panel() * walk.dtype.bits() / 8;
-                let few = matches!(rows, Rows::Fixed(n) if n <= 2);
-                let ahead = if few { 32 * lanes * group as i64 } else { (class.nv * walk.panel()) as i64 };
-                let ahead = (self.prefetch && bytes > 256 << 10).then(|| b.index(ahead));
-                Right { buf: env.args[*arg], base, vector, step, count: None, ahead }
-            }
-            RightFrom::Memory { arg, at } => {
-                let base = self.origin(b, env, at, batch);
-                let base = b.add(base, column);
-                let (vector, step) = (b.index(lanes), env.size(b, &at.strides[k_axis]));
-                Right { buf: env.args[*arg], base, vector, step, count: None, ahead: None }
-            }
-            RightFrom::Scratch { along_k } => self.panel(b, env, class, batch, column, along_k.as_ref()),
-        };
         let left = match &self.left {
             LeftFrom::Memory { arg, at } => {
                 let base = self.origin(b, env, at, batch);
@@ -650,6 +665,66 @@ impl Cx<'_> {
                 Left { buf, base, row, step: one }
             }
         };
+        let block = Block { class, batch, row0, rows, column };
+        let right = match &self.right {
+            RightFrom::Panels { arg, walk, batch: axes } => self.constant_panels(b, env.args[*arg], walk, axes, &block, v),
+            RightFrom::Memory { arg, at } => {
+                let base = self.origin(b, env, at, batch);
+                let base = b.add(base, column);
+                let (vector, step) = (b.index(lanes), env.size(b, &at.strides[k_axis]));
+                Right { buf: env.args[*arg], base, vector, step, count: None, ahead: None }
+            }
+            RightFrom::Scratch { along_k } => self.panel(b, env, class, batch, column, along_k.as_ref()),
+            RightFrom::Packed { weights, walk, batch: axes } => {
+                let right = self.constant_panels(b, env.args[weights.arg], walk, axes, &block, v);
+                let few = |b: &mut Builder, env: &mut Env<'_>| self.tiles(b, env, &block, left, right, Packing::Registers(weights));
+                let many = |b: &mut Builder, env: &mut Env<'_>| {
+                    let right = self.unpacked(b, env, &block, right, weights);
+                    self.tiles(b, env, &block, left, right, Packing::Scratch(weights));
+                };
+                return match rows {
+                    Rows::Fixed(n) if n <= weights.few_rows() => few(b, env),
+                    Rows::Fixed(_) => many(b, env),
+                    Rows::Counted(n) => {
+                        let limit = b.index(weights.few_rows() as i64);
+                        let is_few = b.le(n, limit);
+                        b.when(is_few, |b| few(b, env));
+                        let is_many = b.not(is_few);
+                        b.when(is_many, |b| many(b, env));
+                    }
+                };
+            }
+        };
+        self.tiles(b, env, &block, left, right, Packing::None);
+    }
+
+    /// The panels of a constant from vector `v` of columns on.
+    fn constant_panels(&self, b: &mut Builder, buf: Buf, walk: &Walk, axes: &[usize], block: &Block<'_>, v: Val) -> Right {
+        let mut panel = v;
+        let mut panels = b.index(walk.panels() as i64);
+        for (axis, (extent, _)) in axes.iter().zip(&walk.batch).rev() {
+            let d = b.mul(block.batch[*axis], panels);
+            panel = b.add(panel, d);
+            panels = b.mul_i(panels, *extent as i64);
+        }
+        let base = b.mul_i(panel, walk.panel() as i64);
+        let width = (walk.panel() / walk.steps().max(1)) as i64;
+        let (vector, step) = (b.index(walk.panel() as i64), b.index(width));
+        // Weights that do not stay in the cache: while a group is worked on, the next one is fetched; of a product
+        // of a row or two, what comes soon.
+        let bytes = walk.panels() * walk.panel() * walk.dtype.bits() / 8;
+        let few = matches!(block.rows, Rows::Fixed(n) if n <= 2);
+        let ahead = if few { 32 * width } else { (block.class.nv * walk.panel()) as i64 };
+        let ahead = (self.prefetch && bytes > 256 << 10).then(|| b.index(ahead));
+        Right { buf, base, vector, step, count: None, ahead }
+    }
+
+    /// Multiply and write all row tiles of a block.
+    fn tiles(&self, b: &mut Builder, env: &mut Env<'_>, block: &Block<'_>, left: Left, right: Right, packing: Packing<'_>) {
+        let (k_axis, lanes, group) = (self.gemm.k_axis(), self.lanes as i64, self.gemm.math.group());
+        let &Block { class, batch, row0, rows, column } = block;
+        let steps = b.add_i(self.k, group as i64 - 1);
+        let steps = b.div_i(steps, group as i64);
         let partial = self.gemm.n().as_const().is_none_or(|n| n % lanes != 0);
         let masked = (partial && matches!(self.right, RightFrom::Memory { .. })).then(|| {
             let count = b.sub(self.n, column);
@@ -657,19 +732,32 @@ impl Cx<'_> {
             (count, b.ge(count, need))
         });
         let columns = End { at: self.n, aligned: true, partial };
-        micro::cover(b, rows, class.mr, &mut |b, mr, row| {
-            let tile = Tile { mr, nv: class.nv, lanes: self.lanes, math: self.gemm.math, unroll: self.unroll.max(1) };
+        let packed = if let Packing::Registers(weights) = packing { Some(weights) } else { None };
+        let most = packed.map_or(class.mr, |w| class.mr.min(w.few_rows()));
+        let unroll = self.unroll.max(1).next_multiple_of(if packed.is_some() { 2 } else { 1 });
+        let factor = match packing {
+            Packing::Registers(weights) | Packing::Scratch(weights) => weights.factor(),
+            Packing::None => None,
+        };
+        micro::cover(b, rows, most, &mut |b, mr, row| {
+            let tile = Tile { mr, nv: class.nv, lanes: self.lanes, math: self.gemm.math, unroll };
             let from = b.mul(row, left.row);
             let left = Left { base: b.add(left.base, from), ..left };
             let acc = micro::zeros(b, tile);
-            let run = |b: &mut Builder, right: Right| micro::accumulate(b, tile, left, right, steps, acc.clone());
-            let acc = match masked {
-                None => run(b, right),
-                Some((count, whole)) => b.if_(whole, |b| run(b, right), |b| run(b, Right { count: Some(count), ..right })),
+            let run = |b: &mut Builder, right: Right| micro::accumulate(b, tile, left, right, None, steps, acc.clone());
+            let acc = match (packed, masked) {
+                (Some(weights), _) => self.blocks_of(b, env, block, weights, &acc, |b, decode, (k0, pairs, len), acc| {
+                    let (x, w) = (b.mul(k0, left.step), b.mul(pairs, right.step));
+                    let (x, w) = (b.add(left.base, x), b.add(right.base, w));
+                    micro::accumulate(b, tile, Left { base: x, ..left }, Right { base: w, ..right }, Some(decode), len, acc)
+                }),
+                (None, None) => run(b, right),
+                (None, Some((count, whole))) => b.if_(whole, |b| run(b, right), |b| run(b, Right { count: Some(count), ..right })),
             };
             let mut axes = batch.to_vec();
             axes.push(b.add(row0, row));
             axes.push(column);
+            let acc = self.scaled(b, env, acc, class.nv, factor, &axes);
             micro::write(b, env, tile, &acc, &axes, k_axis - 2, columns);
         });
     }

@@ -3,7 +3,10 @@
 //! contracted index, guarded where the window hangs over the edge.
 use super::gemm_cpu::plain_load;
 use super::rewrite::{copy, outputs};
-use super::{ArgFacts, Pack, pack::Walk};
+use super::{
+    ArgFacts, Pack,
+    pack::{Cells, Walk},
+};
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, TensorType, attr::Layout};
 
 /// A region whose heart is a contraction, and how its constants are packed.
@@ -124,7 +127,16 @@ fn packing(from: &Region, w: ExprId, facts: &ArgFacts, groups: usize, o: i64, c:
     }
     let all: i64 = taps.iter().product::<i64>() * c;
     let width = if o % 8 != 0 && all % 8 == 0 && dtype.bits() == 16 { 1 } else { usize::try_from(o).ok()? };
-    let walk = Walk { batch: vec![(groups, strides[0] * o)], n: (usize::try_from(o).ok()?, strides[0]), k, start: at.rest.as_const()?, width, group: 1, dtype };
+    let walk = Walk {
+        batch: vec![(groups, strides[0] * o)],
+        n: (usize::try_from(o).ok()?, strides[0]),
+        k,
+        start: at.rest.as_const()?,
+        width,
+        group: 1,
+        dtype,
+        cells: Cells::Whole,
+    };
     Some((arg, walk))
 }
 

@@ -1,6 +1,10 @@
 //! The register tile that matrix products and convolutions share: `mr` rows times `nv` vectors of columns held in
 //! registers over the whole contraction, then handed to the region's output expressions.
-use super::expr::{Env, Point, VectorAxis};
+use super::{
+    expr::{Env, Point, VectorAxis},
+    pack::Cells,
+    weights::Decode,
+};
 use crate::{
     targets::Cpu,
     tile::{Buf, Builder, DotKind, Ty, Val},
@@ -118,8 +122,10 @@ pub(super) fn zeros(b: &mut Builder, tile: Tile) -> Vec<Val> {
     vec![zero; tile.mr * tile.nv]
 }
 
-/// Add `steps` contraction steps to the accumulators (`acc[i * nv + j]`), see [`Tile`].
-pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, steps: Val, acc: Vec<Val>) -> Vec<Val> {
+/// Add `steps` contraction steps to the accumulators (`acc[i * nv + j]`), see [`Tile`]. Packed weights say how to `decode` them; of
+/// nibbles the number of steps is known, and the right operand's steps are pairs.
+pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, decode: Option<&Decode>, steps: Val, acc: Vec<Val>) -> Vec<Val> {
+    let nibbles = decode.is_some_and(|d| d.cells == Cells::Nibbles);
     let (math, unroll) = (tile.math, tile.unroll);
     // Few accumulators cannot hide the latency of the multiply-add: keep several sets and add them at the end.
     let sets = if tile.mr * tile.nv >= 8 { 1 } else { (8usize.div_ceil(tile.mr * tile.nv)).min(unroll) };
@@ -143,23 +149,32 @@ pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, 
     let body = |b: &mut Builder, k: Val, carried: &[Val], unroll: usize| -> Vec<Val> {
         let mut acc = carried.to_vec();
         let left_k = b.mul(k, left.step);
-        let right_k = b.mul(k, right.step);
+        let right_k = if nibbles { b.div_i(k, 2) } else { k };
+        let right_k = b.mul(right_k, right.step);
+        let mut loaded: Vec<Val> = vec![];
         for u in 0..unroll {
-            let vectors: Vec<Val> = (0..tile.nv)
-                .map(|j| {
-                    let x = b.add(columns[j], right_k);
-                    let x = at(b, x, right.step, u);
-                    if let Some(ahead) = right.ahead.filter(|_| line(u)) {
-                        let x = b.add(x, ahead);
-                        b.prefetch(right.buf, x);
-                    }
-                    match (&masks, math) {
-                        (Some(m), _) => b.load_masked(right.buf, x, m[j]),
-                        (None, _) => b.load(right.buf, x, tile.lanes * math.group()),
-                    }
-                })
-                .collect();
-            let vectors: Vec<Val> = vectors.into_iter().map(|v| if math == Math::F32 { b.cast(v, DType::F32) } else { v }).collect();
+            if !(nibbles && u % 2 == 1) {
+                loaded = (0..tile.nv)
+                    .map(|j| {
+                        let x = b.add(columns[j], right_k);
+                        let x = at(b, x, right.step, if nibbles { u / 2 } else { u });
+                        if let Some(ahead) = right.ahead.filter(|_| line(u)) {
+                            let x = b.add(x, ahead);
+                            b.prefetch(right.buf, x);
+                        }
+                        match (&masks, math) {
+                            (Some(m), _) => b.load_masked(right.buf, x, m[j]),
+                            (None, _) => b.load(right.buf, x, tile.lanes * math.group()),
+                        }
+                    })
+                    .collect();
+            }
+            let number = |b: &mut Builder, (j, v): (usize, &Val)| match decode {
+                Some(d) => d.value(b, *v, u, j),
+                None if math == Math::F32 => b.cast(*v, DType::F32),
+                None => *v,
+            };
+            let vectors: Vec<Val> = loaded.iter().enumerate().map(|v| number(b, v)).collect();
             let set = u % sets * tile.mr * tile.nv;
             for (i, row) in rows.iter().enumerate() {
                 let x = b.add(*row, left_k);

@@ -41,6 +41,7 @@ pub mod sort;
 pub mod space;
 pub mod transpose;
 pub mod tree;
+mod weights;
 
 use crate::{targets::Target, tile};
 use pavage_ir::{DType, Dim, Region, Schedule, Tensor};

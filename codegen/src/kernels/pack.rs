@@ -1,6 +1,16 @@
 //! Constants rearranged for kernels: strided walks over a tensor into column panels.
 use pavage_ir::{DType, Tensor};
 
+/// How elements lie in a panel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cells {
+    /// Each for itself.
+    #[default]
+    Whole,
+    /// Elements of 4 bits, those of an even step and of the one after it in one byte, the first in its low half.
+    Nibbles,
+}
+
 /// How to read a constant into panels `[batch..., ceil(n / width), steps, width, group]`, where the contracted positions
 /// are walked `group` at a time; what lies beyond `n` or the last position is zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +27,10 @@ pub struct Walk {
     pub width: usize,
     /// Contracted positions kept side by side.
     pub group: usize,
-    /// Dtype of the panels; values are converted as `Scalar::cast` does.
+    /// Dtype of the panels; values are converted as `Scalar::cast` does. Of nibbles it is `u8`.
     pub dtype: DType,
+    /// How elements lie in a panel; nibbles come in groups of 2.
+    pub cells: Cells,
 }
 
 impl Walk {
@@ -28,9 +40,9 @@ impl Walk {
         outer * last.div_ceil(self.group)
     }
 
-    /// Elements of a panel.
+    /// Elements of a panel; of nibbles, bytes.
     pub fn panel(&self) -> usize {
-        self.steps() * self.width * self.group
+        self.steps() * self.width * if self.cells == Cells::Nibbles { 1 } else { self.group }
     }
 
     /// Panels of one batch.
@@ -46,6 +58,9 @@ impl Walk {
         let mut bytes = vec![0u8; count * size];
         let bits = x.dtype().bits() / 8;
         let same = x.dtype() == self.dtype;
+        if self.cells == Cells::Nibbles {
+            return self.nibbles(x, bytes);
+        }
         let mut put = |to: usize, from: i64| {
             let from = from as usize;
             if same {
@@ -72,6 +87,31 @@ impl Walk {
                 }
             }
         }
+        Tensor::new(self.dtype, vec![count], bytes).expect("bytes of the panels")
+    }
+
+    /// The panels of elements of 4 bits, written to `bytes`.
+    fn nibbles(&self, x: &Tensor, mut bytes: Vec<u8>) -> Tensor {
+        let positions = self.positions();
+        let batches: usize = self.batch.iter().map(|(n, _)| n).product();
+        let mut at = 0;
+        for batch in 0..batches {
+            let base = self.start + place(&self.batch, batch);
+            for panel in 0..self.panels() {
+                for pair in positions.chunks(2) {
+                    for j in panel * self.width..(panel + 1) * self.width {
+                        for (half, k) in pair.iter().enumerate() {
+                            if let (Some(k), true) = (k, j < self.n.0) {
+                                let v = x.get((base + j as i64 * self.n.1 + k) as usize).i() & 15;
+                                bytes[at] |= (v as u8) << (4 * half);
+                            }
+                        }
+                        at += 1;
+                    }
+                }
+            }
+        }
+        let count = bytes.len();
         Tensor::new(self.dtype, vec![count], bytes).expect("bytes of the panels")
     }
 
@@ -108,7 +148,7 @@ mod tests {
         let x: Vec<f32> = (0..n * k).map(|i| i as f32 + 1.0).collect();
         let bytes = x.iter().flat_map(|v| v.to_le_bytes()).collect();
         let x = Tensor::new(DType::F32, vec![n, k], bytes).unwrap();
-        let walk = Walk { batch: vec![], n: (n, k as i64), k: vec![(k, 1)], start: 0, width: 4, group: 2, dtype: DType::F32 };
+        let walk = Walk { batch: vec![], n: (n, k as i64), k: vec![(k, 1)], start: 0, width: 4, group: 2, dtype: DType::F32, cells: Cells::Whole };
         let p = walk.apply(&x);
         assert_eq!(p.count(), 2 * 2 * 4 * 2);
         for panel in 0..2 {

@@ -14,6 +14,7 @@ pub(crate) mod gather;
 pub(crate) mod matmul;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
+pub(crate) mod quant;
 pub(crate) mod reduce;
 pub(crate) mod resize;
 pub(crate) mod rnn;

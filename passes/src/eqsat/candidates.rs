@@ -275,7 +275,7 @@ struct Legal {
 
 /// The kernel of a state; `None` where it is illegal.
 fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
-    for views in [Views::All, Views::NoReshape, Views::None] {
+    for views in [Views::All, Views::NoReshape, Views::Weights, Views::None] {
         let members = close(s, root, state, views)?;
         let mut graph = Graph::new("kernel");
         let mut values: BTreeMap<Id, Value> = BTreeMap::new();
@@ -325,6 +325,8 @@ fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
 enum Views {
     All,
     NoReshape,
+    /// Nothing but packed weights.
+    Weights,
     None,
 }
 
@@ -336,7 +338,16 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
         let term = chosen[&id].clone();
         let Head::Op(op) = &term.head else { continue };
         let level = match op {
-            Op::Conv { .. } | Op::Pool { .. } => continue,
+            Op::Conv { .. } | Op::MatMul { .. } if matches!(op, Op::Conv { .. }) || views == Views::Weights => {
+                // Windows read whole tensors, but weights may be packed.
+                let w = term.args[1];
+                let packed = s.egraph[w].nodes.iter().find(|t| matches!(t.head, Head::Op(Op::Dequant { .. })));
+                if let Some(t) = packed.filter(|_| views != Views::None) {
+                    chosen.entry(w).or_insert_with(|| t.clone());
+                }
+                continue;
+            }
+            Op::Pool { .. } => continue,
             op if form::is_opaque(op) => continue,
             Op::MatMul { .. } | Op::Attention { .. } => views,
             _ => level,
@@ -344,7 +355,7 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
         let takes = |op: &Op| match level {
             Views::All => fuse::is_free(op),
             Views::NoReshape => fuse::is_free(op) && !matches!(op, Op::Reshape { .. }),
-            Views::None => false,
+            Views::Weights | Views::None => false,
         };
         for &a in term.children() {
             if chosen.contains_key(&a) {

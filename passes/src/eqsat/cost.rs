@@ -49,6 +49,8 @@ pub struct Costs {
     pub tail_ns: f64,
     /// Ending one reduction of one row.
     pub fold_ns: f64,
+    /// Rows of a matrix product up to which packed weights pay: beyond, the arithmetic hides what they save.
+    pub packed_rows: i64,
     /// Following one edge of a decision tree: it waits for the one before.
     pub edge_ns: f64,
     /// Value of a size symbol when nothing better is known.
@@ -88,6 +90,7 @@ pub const CPU: Costs = Costs {
     tail_ns: 4.0,
     fold_ns: 8.0,
     edge_ns: 2.1,
+    packed_rows: 4096,
     nominal_size: 64,
     measured: None,
 };
@@ -127,6 +130,7 @@ pub const GPU: Costs = Costs {
     tail_ns: 0.0,
     fold_ns: 0.02,
     edge_ns: 0.02,
+    packed_rows: 16,
     nominal_size: 64,
     measured: None,
 };
@@ -274,7 +278,7 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
 }
 
 /// Elements of a tensor, size symbols at their nominal value.
-pub(super) fn elements(ty: &TensorType, costs: &Costs) -> f64 {
+pub(crate) fn elements(ty: &TensorType, costs: &Costs) -> f64 {
     ty.shape.iter().map(|d| costs.size(d)).product()
 }
 

@@ -5,6 +5,9 @@ use crate::onnx::{
 };
 use pavage_ir::{DType, Op, ScalarFn::*, minifloat::Mini};
 
+/// Integers of a constant that are worth keeping as such.
+const MANY: usize = 4096;
+
 pub(crate) fn cast(cx: &mut Cx) -> Res<Vec<Val>> {
     let x = cx.arg(0)?;
     let Some(to) = cx.dtype_attr("to")? else { return invalid("attribute `to` is missing") };
@@ -36,6 +39,11 @@ pub(crate) fn convert(b: &mut Builder, x: Val, to: DType, saturate: bool) -> Res
     if to.is_int() && to.is_packed() && from.is_float() {
         let x = b.cast(x, DType::I32)?;
         return b.cast(x, to);
+    }
+    // Weights stay packed, for passes to find.
+    let many = b.ty(x).const_shape().is_some_and(|s| s.iter().product::<usize>() >= MANY);
+    if to == DType::F32 && from.is_int() && from.bits() <= 8 && many {
+        return b.cast_kept(x, to);
     }
     let Some(format) = Mini::of(to).filter(|_| saturate) else { return b.cast(x, to) };
     let x = if from.is_float() && !from.is_mini() { x } else { b.cast(x, DType::F32)? };

@@ -1,0 +1,273 @@
+//! `--precision`: which layers run in fewer bits. What a layer saves is predicted by the costs; what it changes is measured, on
+//! samples, by running the model with each variant of each layer beside the layer itself. Then the whole model is run with the
+//! choice, and layers are given back until its outputs stay within the budget.
+use crate::{
+    Artifact, Device, Error, Options, Tensor, compile,
+    precision::{LayerReport, MaxError, Moved, PrecisionOptions, PrecisionReport, Sample, Wanted},
+};
+use pavage_ir::{Graph, NodeKind, Requirement, Value};
+use pavage_passes::{
+    self as passes, Ctx,
+    precision::{
+        self, Layer, Precision,
+        choice::{self, Offer},
+        quantise::{Observed, Scale},
+    },
+};
+use pavage_runtime::DType;
+use std::collections::BTreeMap;
+
+/// Passes before layers are looked for: what a scale or a constant can be folded into is folded.
+const PREPARE: &[&str] = &["integer", "weights", "fold", "canon", "scale", "fold", "canon"];
+
+/// Choices that are run to find the best within a budget.
+const TRIES: usize = 8;
+
+/// The rest of what a model is, beside its graph.
+pub(crate) struct Around<'a> {
+    /// See `Planned::requirements`.
+    pub(crate) requirements: &'a [Requirement],
+    /// Threads of the compiler.
+    pub(crate) threads: usize,
+    /// `cpu` or `gpu`.
+    pub(crate) device: &'static str,
+}
+
+/// Bring the layers of `graph` to the precision asked for.
+pub(crate) fn apply(graph: &mut Graph, options: &PrecisionOptions, ctx: &Ctx, around: &Around) -> Result<PrecisionReport, Error> {
+    if options.wanted == Wanted::Model {
+        return Ok(PrecisionReport::default());
+    }
+    let integers = matches!(options.wanted, Wanted::Auto | Wanted::Fixed(Precision::Int8));
+    if options.samples.is_empty() && (integers || options.max_error.is_some()) {
+        let what = if integers { format!("--precision {}", options.wanted) } else { "--max-error".into() };
+        return Err(Error::Request(format!("{what} needs --calib FOLDER, with npz files of the model's inputs")));
+    }
+    options.samples.iter().try_for_each(|s| check(graph, s))?;
+    passes::run(graph, ctx, PREPARE)?;
+    let layers = precision::layers(graph, &options.wanted.precisions(), options.storage, &ctx.costs)?;
+    let mut search = Search { graph, layers, options, around, ranges: BTreeMap::new(), errors: vec![], truth: vec![] };
+    if !options.samples.is_empty() {
+        search.observe()?;
+        search.measure()?;
+    }
+    let (chosen, moved) = search.choose()?;
+    let report = PrecisionReport { layers: search.report(&chosen), moved: moved.map(|m| (around.device, m)).into_iter().collect() };
+    let new = precision::apply(search.graph, &search.layers, &chosen, &search.ranges)?;
+    *graph = new;
+    Ok(report)
+}
+
+/// A sample must have every input, of its type.
+fn check(graph: &Graph, sample: &Sample) -> Result<(), Error> {
+    let bad = |why: String| Err(Error::Request(format!("{}: {why}", sample.name)));
+    for id in graph.inputs() {
+        let NodeKind::Input(name) = &graph[*id].kind else { continue };
+        let ty = graph.ty((*id).into());
+        let Some(tensor) = sample.inputs.get(name) else {
+            let have: Vec<&str> = sample.inputs.keys().map(String::as_str).collect();
+            return bad(format!("no array for input `{name}`; it has {}", if have.is_empty() { "none".into() } else { have.join(", ") }));
+        };
+        let fits = ty.rank() == tensor.shape().len() && ty.shape.iter().zip(tensor.shape()).all(|(d, n)| d.as_const().is_none_or(|d| d == *n as i64));
+        if !fits || tensor.dtype().to_string() != ty.dtype.to_string() {
+            return bad(format!("input `{name}` is {}{:?}, the model takes {ty}", tensor.dtype(), tensor.shape()));
+        }
+    }
+    Ok(())
+}
+
+/// Float outputs of one run: name, elements of a row, values.
+type Floats = Vec<(String, usize, Vec<f32>)>;
+
+struct Search<'a> {
+    graph: &'a Graph,
+    layers: Vec<Layer>,
+    options: &'a PrecisionOptions,
+    around: &'a Around<'a>,
+    ranges: BTreeMap<Value, Scale>,
+    /// Of each variant of each layer: squared error, relative.
+    errors: Vec<Vec<f64>>,
+    /// The model's float outputs for each sample.
+    truth: Vec<Floats>,
+}
+
+impl Search<'_> {
+    /// Run `graph` on every sample.
+    fn run(&self, graph: &Graph, mut see: impl FnMut(usize, &str, &Tensor)) -> Result<(), Error> {
+        let artifact: Artifact = compile::for_this_machine(graph, self.around.requirements, self.around.threads)?;
+        let mut session = artifact.session(Device::Cpu, Options::default())?;
+        for (i, sample) in self.options.samples.iter().enumerate() {
+            let inputs: Vec<(&str, &Tensor)> = artifact.inputs().iter().filter_map(|p| sample.inputs.get(&p.name).map(|t| (p.name.as_str(), t))).collect();
+            let outputs = session.run(&inputs).map_err(|e| Error::Request(format!("{}: {e}", sample.name)))?;
+            outputs.iter().for_each(|(name, tensor)| see(i, name, tensor));
+        }
+        Ok(())
+    }
+
+    /// Ranges of what integer layers read, and the model's own outputs.
+    fn observe(&mut self) -> Result<(), Error> {
+        let values = precision::activations(self.graph, &self.layers);
+        let observing = precision::observing(self.graph, &values);
+        let mut seen = vec![Observed::default(); values.len()];
+        let index = |name: &str| name.strip_prefix("seen:").and_then(|n| n.parse::<usize>().ok());
+        let mut truth = vec![Floats::new(); self.options.samples.len()];
+        self.run(&observing, |sample, name, tensor| match (index(name), tensor.as_slice::<f32>()) {
+            (Some(i), Ok(values)) => seen[i].widen(values),
+            _ => truth[sample].extend(floats(name, tensor)),
+        })?;
+        if !values.is_empty() && self.options.method != passes::precision::quantise::Method::MinMax {
+            self.run(&observing, |_, name, tensor| {
+                if let (Some(i), Ok(values)) = (index(name), tensor.as_slice::<f32>()) {
+                    seen[i].count(values);
+                }
+            })?;
+        }
+        self.truth = truth;
+        self.ranges = values.into_iter().zip(&seen).map(|(v, o)| (v, Scale::of(o.range(self.options.method)))).collect();
+        Ok(())
+    }
+
+    /// The error of every variant.
+    fn measure(&mut self) -> Result<(), Error> {
+        let probe = precision::probe(self.graph, &self.layers, &self.ranges)?;
+        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+        self.run(&probe, |_, name, tensor| {
+            if let (true, Ok([v])) = (name.starts_with("size:") || name.starts_with("error:"), tensor.as_slice::<f32>()) {
+                *sums.entry(name.to_string()).or_default() += f64::from(*v);
+            }
+        })?;
+        let sum = |name: String| sums.get(&name).copied().unwrap_or(f64::NAN);
+        let of = |(i, layer): (usize, &Layer)| {
+            let size = sum(format!("size:{i}")).max(f64::MIN_POSITIVE);
+            (0..layer.variants.len()).map(|j| sum(format!("error:{i}:{j}")) / size).collect()
+        };
+        self.errors = self.layers.iter().enumerate().map(of).collect();
+        Ok(())
+    }
+
+    fn offers(&self) -> Vec<Vec<Offer>> {
+        let error = |i: usize, j: usize| self.errors.get(i).map_or(0.0, |e: &Vec<f64>| e[j]);
+        let of = |(i, layer): (usize, &Layer)| layer.variants.iter().enumerate().map(|(j, v)| Offer { gain: v.gain, error: error(i, j) }).collect();
+        self.layers.iter().enumerate().map(of).collect()
+    }
+
+    /// The variants that save most within the budget.
+    fn choose(&self) -> Result<(Vec<Option<usize>>, Option<Moved>), Error> {
+        let offers = self.offers();
+        let all = choice::choose(&offers, f64::INFINITY);
+        if self.options.samples.is_empty() || all.iter().all(Option::is_none) {
+            return Ok((all, None));
+        }
+        let auto = self.options.wanted == Wanted::Auto;
+        let Some(limit) = self.options.max_error.or(auto.then_some(MaxError::Cos(1e-3))) else {
+            let moved = self.moved(&all)?;
+            return Ok((all, Some(moved)));
+        };
+        let errors = |chosen: &[Option<usize>]| -> f64 { chosen.iter().zip(&offers).filter_map(|(c, o)| c.map(|c| o[c].error)).sum() };
+        // Budgets of the sum of the layers' errors: down by fours until one will do, then up again by halves of the way.
+        let (mut chosen, mut budget, mut known_bad) = (all, f64::INFINITY, f64::INFINITY);
+        let mut best: Option<(Vec<Option<usize>>, Moved, f64)> = None;
+        let mut least: Option<Moved> = None;
+        for _ in 0..TRIES {
+            if chosen.iter().any(Option::is_some) {
+                let moved = self.moved(&chosen)?;
+                if within(&moved, limit)? {
+                    let done = budget.is_infinite();
+                    best = Some((chosen.clone(), moved, budget));
+                    if done {
+                        break;
+                    }
+                } else {
+                    known_bad = if budget.is_infinite() { errors(&chosen) } else { budget };
+                    least = Some(least.filter(|l| l.cos < moved.cos).unwrap_or(moved));
+                }
+            } else {
+                break;
+            }
+            budget = match &best {
+                Some((_, _, good)) => (good * known_bad).sqrt(),
+                None => known_bad / 4.0,
+            };
+            chosen = choice::choose(&offers, budget);
+        }
+        match (best, auto) {
+            (Some((chosen, moved, _)), _) => Ok((chosen, Some(moved))),
+            (None, true) => Ok((vec![None; self.layers.len()], Some(Moved::default()))),
+            (None, false) => Err(Error::Request(format!(
+                "--max-error {limit} cannot be met: no choice of layers in {} stays within it{}",
+                self.options.wanted,
+                least.map_or(String::new(), |m| format!(" (the closest has {m})"))
+            ))),
+        }
+    }
+
+    /// How far a choice moves the outputs.
+    fn moved(&self, chosen: &[Option<usize>]) -> Result<Moved, Error> {
+        let graph = precision::apply(self.graph, &self.layers, chosen, &self.ranges)?;
+        let mut got = vec![Floats::new(); self.options.samples.len()];
+        self.run(&graph, |sample, name, tensor| got[sample].extend(floats(name, tensor)))?;
+        let mut cos = 0.0f64;
+        let (mut rows, mut changed) = (0, 0);
+        for (was, is) in self.truth.iter().flatten().zip(got.iter().flatten()) {
+            cos = cos.max(angle(&was.2, &is.2));
+            if was.1 > 1 {
+                let top = |row: &[f32]| row.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, v)| if *v > b.1 { (i, *v) } else { b }).0;
+                for (a, b) in was.2.chunks(was.1).zip(is.2.chunks(was.1)) {
+                    rows += 1;
+                    changed += usize::from(top(a) != top(b));
+                }
+            }
+        }
+        Ok(Moved { cos, top1: (rows > 0).then(|| changed as f64 / rows as f64) })
+    }
+
+    fn report(&self, chosen: &[Option<usize>]) -> Vec<LayerReport> {
+        let row = |(i, layer): (usize, &Layer)| {
+            let (device, name, predicted_ns) = (self.around.device, layer.name.clone(), layer.cost);
+            if let Some(j) = chosen[i] {
+                let variant = &layer.variants[j];
+                let error = self.errors.get(i).map(|e| e[j].sqrt());
+                return LayerReport { device, layer: name, precision: variant.precision, predicted_ns, gain_ns: variant.gain, error, why: String::new() };
+            }
+            let mut why: Vec<String> = layer.refused.iter().map(|(p, why)| format!("{p}: {why}")).collect();
+            why.extend(layer.variants.iter().enumerate().map(|(j, v)| match self.errors.get(i).map(|e| e[j].sqrt()) {
+                _ if v.gain <= 0.0 => format!("{}: it would not be faster", v.precision),
+                Some(e) => format!("{}: its error, {e:.1e}, is not in the budget", v.precision),
+                None => format!("{}: not chosen", v.precision),
+            }));
+            LayerReport { device, layer: name, precision: Precision::F32, predicted_ns, gain_ns: 0.0, error: None, why: why.join("; ") }
+        };
+        self.layers.iter().enumerate().map(row).collect()
+    }
+}
+
+/// Whether outputs stayed within a limit.
+fn within(moved: &Moved, limit: MaxError) -> Result<bool, Error> {
+    match (limit, moved.top1) {
+        (MaxError::Cos(most), _) => Ok(moved.cos <= most),
+        (MaxError::Top1(most), Some(top1)) => Ok(top1 <= most),
+        (MaxError::Top1(_), None) => Err(Error::Request("--max-error top1: the model has no output whose rows have a largest element".into())),
+    }
+}
+
+/// One minus the cosine of the angle between two vectors; 2 where one is not finite.
+fn angle(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let (aa, bb) = (dot(a, a), dot(b, b));
+    if aa == 0.0 && bb == 0.0 {
+        return 0.0;
+    }
+    let cos = dot(a, b) / (aa * bb).sqrt();
+    if cos.is_finite() { (1.0 - cos).max(0.0) } else { 2.0 }
+}
+
+/// An output of floats.
+fn floats(name: &str, tensor: &Tensor) -> Option<(String, usize, Vec<f32>)> {
+    let values: Vec<f32> = match tensor.dtype() {
+        DType::F32 => tensor.as_slice::<f32>().ok()?.to_vec(),
+        DType::F16 => tensor.bytes().chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::F64 => tensor.as_slice::<f64>().ok()?.iter().map(|v| *v as f32).collect(),
+        _ => return None,
+    };
+    Some((name.to_string(), tensor.shape().last().copied().unwrap_or(1), values))
+}
