@@ -73,8 +73,9 @@ fn evaluate(op: &Op, operands: &[Tensor]) -> Option<Vec<Tensor>> {
 }
 
 /// `conv(x, w) * s` becomes `conv(x, w * s)`, and likewise for `matmul(x, w)`, where `w` and `s` are constants and
-/// `s` varies along output channels only. `(conv(x, w) + b) * s` first becomes `conv(x, w) * s + b * s`.
-pub fn run_scale(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
+/// `s` varies along output channels only. `(conv(x, w) + b) * s` first becomes `conv(x, w) * s + b * s`. A quotient by a
+/// constant is a product with its reciprocal.
+pub fn run_scale(graph: &mut Graph, ctx: &Ctx) -> Result<Changed, PassError> {
     let mut any = Changed::No;
     // Each round moves every scale one step towards its contraction.
     for _ in 0..8 {
@@ -83,7 +84,7 @@ pub fn run_scale(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
         for id in graph.schedule() {
             r.at(id);
             let replaced = match graph.op(id) {
-                Some(Op::Map(ScalarFn::Mul)) => push_scale(graph, &mut r, id.into())?,
+                Some(Op::Map(ScalarFn::Mul | ScalarFn::Div)) => push_scale(graph, &mut r, id.into())?,
                 _ => None,
             };
             match replaced {
@@ -100,18 +101,25 @@ pub fn run_scale(graph: &mut Graph, _: &Ctx) -> Result<Changed, PassError> {
             break;
         }
         any = Changed::Yes;
+        // What the next round finds constant must be.
+        run(graph, ctx)?;
     }
     Ok(any)
 }
 
-/// One step for the product `v`, if one of its factors is a constant along one axis.
+/// One step for the product or quotient `v`, if it scales by a constant along one axis.
 fn push_scale(graph: &Graph, r: &mut Rebuild, v: Value) -> Result<Option<Value>, PassError> {
     let operands = graph.operands(v.node);
+    let divides = graph.op(v.node) == Some(&Op::Map(ScalarFn::Div));
     for (x, s) in [(operands[0], operands[1]), (operands[1], operands[0])] {
-        if graph.n_uses(x) != 1 {
+        if graph.n_uses(x) != 1 || (divides && (x != operands[0] || !graph.ty(v).dtype.is_float())) {
             continue;
         }
-        let Some(scale) = broadcast_constant(graph, s) else { continue };
+        let Some(mut scale) = broadcast_constant(graph, s) else { continue };
+        if divides {
+            let Some(inverse) = evaluate(&Op::Map(ScalarFn::Recip), &[scale]).and_then(|mut t| t.pop()) else { continue };
+            scale = inverse;
+        }
         let ty = graph.ty(v).clone();
         match graph.op(x.node) {
             Some(op @ Op::Conv { layout, groups: _, .. }) => {
@@ -145,7 +153,12 @@ fn push_scale(graph: &Graph, r: &mut Rebuild, v: Value) -> Result<Option<Value>,
                 if !(to_contraction(parts[0]) && constant(parts[1]) || to_contraction(parts[1]) && constant(parts[0])) {
                     continue;
                 }
-                let s = r.value(s);
+                let s = if divides {
+                    let inverse = r.constant(scale);
+                    r.add(Op::Broadcast { shape: ty.shape.clone() }, &[inverse])?
+                } else {
+                    r.value(s)
+                };
                 let (a, b) = (r.value(parts[0]), r.value(parts[1]));
                 let a = r.add(Op::Map(ScalarFn::Mul), &[a, s])?;
                 let b = scaled(r, b, s)?;

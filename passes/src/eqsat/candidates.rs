@@ -4,7 +4,7 @@
 //! as [`form`](crate::form) accepts the whole as a region. Views are always absorbed where they can be read through. A
 //! pointwise argument that nobody else uses is absorbed without keeping the smaller kernel.
 use super::{
-    Head, Saturated, Term,
+    Head, Saturated, Term, constant,
     cost::{self, Costs},
 };
 use crate::{
@@ -30,6 +30,8 @@ pub struct Candidate {
     pub args: Vec<Id>,
     /// Predicted nanoseconds.
     pub cost: f64,
+    /// Whether it is computed at compile time.
+    pub folded: bool,
 }
 
 /// Every candidate, by class.
@@ -41,6 +43,15 @@ pub struct Candidates {
     pub by_class: BTreeMap<Id, Vec<usize>>,
     /// Classes that exist without a kernel.
     pub leaves: BTreeSet<Id>,
+    /// Classes that are computed at compile time.
+    pub folded: BTreeSet<Id>,
+}
+
+impl Candidates {
+    /// Whether a class exists when the program starts.
+    pub fn is_there(&self, id: &Id) -> bool {
+        self.leaves.contains(id) || self.folded.contains(id)
+    }
 }
 
 /// Form the candidates of every class.
@@ -53,8 +64,15 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
             all.leaves.insert(id);
             continue;
         }
-        let mut found = of_class(s, id, costs);
-        prune(&mut found);
+        let mut found = match s.folded.get(&id) {
+            Some(expression) => {
+                all.folded.insert(id);
+                vec![folded(expression)]
+            }
+            None => of_class(s, id, costs),
+        };
+        found.iter_mut().for_each(|c| c.cost += c.args.iter().filter(|a| s.is_folded(**a)).count() as f64 * constant::COST);
+        prune(&mut found, s);
         if found.is_empty() {
             let term = s.egraph[id].nodes[0].to_string();
             return Err(PassError::NoKernel { op: term, sources: s.sources.get(&id).cloned().unwrap_or_default(), reason: "no kernel can be formed".into() });
@@ -67,9 +85,17 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
     Ok(all)
 }
 
-/// Drop candidates that read no less and cost no less than another, then the dearest beyond the limit.
-fn prune(found: &mut Vec<Candidate>) {
-    let dominated = |a: &Candidate, b: &Candidate| b.cost <= a.cost && b.args.iter().all(|x| a.args.contains(x));
+/// What computes a folded class.
+fn folded(expression: &[(Id, Term)]) -> Candidate {
+    let inside: BTreeSet<Id> = expression.iter().map(|(id, _)| *id).collect();
+    let args: BTreeSet<Id> = expression.iter().flat_map(|(_, t)| &t.args).copied().filter(|a| !inside.contains(a)).collect();
+    Candidate { members: expression.to_vec(), args: args.into_iter().collect(), cost: 0.0, folded: true }
+}
+
+/// Drop candidates that need no less and cost no less than another, then the dearest beyond the limit.
+fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
+    let is_there = |id: Id| s.is_folded(id) || s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
+    let dominated = |a: &Candidate, b: &Candidate| b.cost <= a.cost && b.args.iter().all(|x| a.args.contains(x) || is_there(*x));
     let mut kept: Vec<Candidate> = vec![];
     for c in found.drain(..) {
         if kept.iter().any(|k| dominated(&c, k)) {
@@ -106,7 +132,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
             args.dedup();
             let bytes = |id: &Id| s.egraph[*id].data.ty.const_shape().map_or(4096, |d| d.iter().product::<usize>()) as f64 * 4.0;
             let cost = if fuse::is_control(op) { costs.launch_ns * args.len() as f64 + costs.memory_ns(2.0 * bytes(&root)) } else { 0.0 };
-            found.push(Candidate { members: vec![(root, term.clone())], args, cost });
+            found.push(Candidate { members: vec![(root, term.clone())], args, cost, folded: false });
             if fuse::is_control(op) {
                 continue;
             }
@@ -115,15 +141,13 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
         let mut seen = BTreeSet::from([start]);
         let mut tries = 0;
         while let Some(state) = queue.pop_front() {
-            let state = settle(s, root, state, costs);
-            let Some(Legal { members, args, formed }) = legal(s, root, &state) else { continue };
-            found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, costs) });
-            for arg in args {
-                for next in absorb(s, &state, arg) {
-                    tries += 1;
-                    if tries <= 4 * MAX_PER_CLASS && seen.insert(next.clone()) {
-                        queue.push_back(next);
-                    }
+            let Some((state, Legal { members, args, formed })) = settle(s, root, state, costs) else { continue };
+            found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, costs), folded: false });
+            let joint = absorb_siblings(s, &state, &args);
+            for next in joint.into_iter().chain(args.into_iter().flat_map(|arg| absorb(s, &state, arg))) {
+                tries += 1;
+                if tries <= 4 * MAX_PER_CLASS && seen.insert(next.clone()) {
+                    queue.push_back(next);
                 }
             }
         }
@@ -131,28 +155,46 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
     found
 }
 
-/// Absorb pointwise arguments that only this kernel uses, or that cost nothing, for as long as that is legal.
-fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs) -> State {
+/// The states that read several arguments as slices of the same merged siblings.
+fn absorb_siblings(s: &Saturated, state: &State, args: &[Id]) -> Vec<State> {
+    let mut slices: BTreeMap<Id, Vec<(Id, &Term)>> = BTreeMap::new();
+    for &arg in args.iter().filter(|a| s.apart.contains(a)) {
+        for t in s.egraph[arg].nodes.iter().filter(|t| matches!(t.head, Head::Op(Op::Slice { .. })) && s.merged.contains(t)) {
+            slices.entry(t.args[0]).or_default().push((arg, t));
+        }
+    }
+    let joint = slices.into_values().filter(|parts| parts.len() > 1 && state.len() + parts.len() <= MAX_MEMBERS);
+    joint
+        .map(|parts| {
+            let mut next = state.clone();
+            next.extend(parts.into_iter().map(|(arg, t)| (arg, t.clone())));
+            next
+        })
+        .collect()
+}
+
+/// Absorb pointwise arguments that only this kernel uses, or that cost nothing, for as long as that is legal. `None` if the
+/// state is not legal as it stands.
+fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs) -> Option<(State, Legal)> {
+    let mut kernel = legal(s, root, &state)?;
     loop {
-        let Some(Legal { args, .. }) = legal(s, root, &state) else { return state };
-        let mut grown = None;
-        for arg in args {
+        // Beside a contraction, what is made of a folded row is no trifle: the kernel that folds it can finish it once a row.
+        let contracts = |t: &Term| matches!(&t.head, Head::Op(Op::MatMul { .. } | Op::Conv { .. }));
+        let in_epilogue = state.values().any(contracts) || kernel.args.iter().any(|a| s.egraph[*a].nodes.iter().any(contracts));
+        let is_trifle = |arg: Id| is_trifle(s, root, arg, costs) && !(in_epilogue && is_folded_row(s, arg));
+        let grown = kernel.args.iter().find_map(|&arg| {
             let class = &s.egraph[arg];
             let pointwise =
                 class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
-            if pointwise
-                && (used_once(s, arg) || is_trifle(s, root, arg, costs))
-                && !belongs_to_heart(s, root, arg, costs)
-                && let Some(next) = absorb(s, &state, arg).pop()
-                && legal(s, root, &next).is_some()
-            {
-                grown = Some(next);
-                break;
+            if !pointwise || !(used_once(s, arg) || is_trifle(arg)) || belongs_to_heart(s, root, arg, costs) {
+                return None;
             }
-        }
+            let next = absorb(s, &state, arg).pop()?;
+            legal(s, root, &next).map(|kernel| (next, kernel))
+        });
         match grown {
-            Some(next) => state = next,
-            None => return state,
+            Some((next, of_next)) => (state, kernel) = (next, of_next),
+            None => return Some((state, kernel)),
         }
     }
 }
@@ -185,6 +227,24 @@ fn belongs_to_heart(s: &Saturated, root: Id, arg: Id, costs: &Costs) -> bool {
     false
 }
 
+/// Whether a class is made of a reduction by pointwise functions and views.
+fn is_folded_row(s: &Saturated, id: Id) -> bool {
+    let (mut stack, mut seen) = (vec![id], BTreeSet::new());
+    while let Some(id) = stack.pop().filter(|_| seen.len() < 16) {
+        if !seen.insert(id) {
+            continue;
+        }
+        for t in &s.egraph[id].nodes {
+            match &t.head {
+                Head::Op(Op::Reduce { .. }) => return true,
+                Head::Op(op) if matches!(op, Op::Map(_) | Op::Cast { .. }) || form::is_view(op) => stack.extend(&t.args),
+                _ => {}
+            }
+        }
+    }
+    false
+}
+
 /// Whether one class alone reads `id`, be it through views.
 fn used_once(s: &Saturated, mut id: Id) -> bool {
     let mut seen = BTreeSet::new();
@@ -202,19 +262,22 @@ fn used_once(s: &Saturated, mut id: Id) -> bool {
 
 /// The states that absorb one term of class `arg`.
 fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
-    if state.len() >= MAX_MEMBERS {
+    if state.len() >= MAX_MEMBERS || s.is_folded(arg) {
         return vec![];
     }
-    // Whoever reads it must be able to compute it on the way.
-    let read_whole = state.values().any(|t| t.args.iter().any(|a| reads(s, state, *a, arg)) && matches!(&t.head, Head::Op(op) if whole(op)));
-    if read_whole {
+    // Whoever reads it must be able to compute it on the way: a contraction reads through views, a window does not.
+    let read_by =
+        |of: &dyn Fn(&Op) -> bool| state.values().any(|t| t.args.iter().any(|a| reads(s, state, *a, arg)) && matches!(&t.head, Head::Op(op) if of(op)));
+    if read_by(&|op| form::is_heart(op) && !matches!(op, Op::MatMul { .. } | Op::Attention { .. })) {
         return vec![];
     }
+    let views_only = read_by(&form::is_heart);
     let terms = s.egraph[arg].nodes.iter().filter(|t| match &t.head {
         Head::Leaf(_) => false,
         Head::Op(op) => {
             !fuse::is_control(op)
                 && !form::is_opaque(op)
+                && (!views_only || form::is_view(op) && !is_apart(s, t))
                 && !t.args.contains(&arg)
                 && t.args.iter().all(|a| !state.contains_key(a) || !depends(s, state, *a, arg))
         }
@@ -226,6 +289,11 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
             next
         })
         .collect()
+}
+
+/// Whether a term exists without merged siblings.
+fn is_apart(s: &Saturated, t: &Term) -> bool {
+    t.args.iter().all(|a| s.apart.contains(a))
 }
 
 /// Whether operand `a` is `arg`, directly or through views that the state absorbed.
@@ -257,11 +325,6 @@ fn depends(_: &Saturated, state: &State, a: Id, on: Id) -> bool {
         }
     }
     false
-}
-
-/// Ops whose kernels read whole operands, computed before.
-fn whole(op: &Op) -> bool {
-    form::is_heart(op)
 }
 
 /// A state that one kernel can compute.
@@ -362,10 +425,14 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
                 continue;
             }
             // Not a view of what is read through it: a transpose and the one that undoes it are in each other's classes.
-            let free = s.egraph[a]
-                .nodes
-                .iter()
-                .find(|t| matches!(&t.head, Head::Op(op) if takes(op)) && !t.args.contains(&a) && !t.args.iter().any(|x| depends(s, &chosen, *x, a)));
+            // Nor a slice of merged siblings where there is another way: that is a choice, made by absorbing it. Another shape of
+            // merged siblings is a name for the same memory: read as such, its slices keep the parts' coordinates.
+            let free = s.egraph[a].nodes.iter().find(|t| {
+                matches!(&t.head, Head::Op(op) if takes(op) && !(matches!(op, Op::Reshape { .. }) && s.merged.contains(t)))
+                    && (is_apart(s, t) || !s.apart.contains(&a))
+                    && !t.args.contains(&a)
+                    && !t.args.iter().any(|x| depends(s, &chosen, *x, a))
+            });
             let leaf = s.egraph[a].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
             if let Some(t) = free.filter(|_| !leaf) {
                 chosen.insert(a, t.clone());

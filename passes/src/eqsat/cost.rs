@@ -259,7 +259,11 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
         }
         Heart::Op(_) => around.ops += region.args.iter().map(|t| product(&t.shape)).sum::<f64>(),
     }
-    let read: f64 = region.args.iter().map(|t| if streams { bytes(t).min(points * 8.0) } else { bytes(t) }).sum();
+    let read = region.args.iter().zip(touched(region, costs)).map(|(t, touched)| {
+        let read = bytes(t).min(touched * t.dtype.bits() as f64 / 8.0);
+        if streams { read.min(points * 8.0) } else { read }
+    });
+    let read: f64 = read.sum();
     let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
     let rate = match (integers, half) {
         (true, _) => costs.byte_flops_per_ns,
@@ -275,6 +279,27 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let launch = costs.launch_ns + if contract > 0.0 { costs.fill_ns } else { 0.0 };
     let total = launch + compute.max(memory) + 0.1 * compute.min(memory);
     Price { launch, arithmetic: compute, memory, total }
+}
+
+/// Elements of each argument that a kernel can touch: of a slice no more than the slice. Infinity where that is not known.
+fn touched(region: &Region, costs: &Costs) -> Vec<f64> {
+    let mut axes = region.axes();
+    match &region.heart {
+        Heart::Map | Heart::Reduce { .. } => {}
+        Heart::Contract { k, .. } => axes.push(k.clone()),
+        // Operands of other hearts have axes of their own.
+        _ => return vec![f64::INFINITY; region.args.len()],
+    }
+    let sizes: Vec<f64> = axes.iter().map(|d| costs.size(d)).collect();
+    let mut touched = vec![0.0; region.args.len()];
+    for (expr, _) in &region.exprs {
+        let Expr::Load { arg, index, .. } = expr else { continue };
+        let any = |f: &dyn Fn(&Atom) -> bool| index.iter().any(|d| d.any_atom(&|a| f(a)));
+        let runs = |axis: usize| any(&|a| matches!(a, Atom::Axis(x) if *x as usize == axis));
+        let by_data = any(&|a| matches!(a, Atom::Value(_)));
+        touched[*arg as usize] += if by_data { f64::INFINITY } else { (0..sizes.len()).filter(|x| runs(*x)).map(|x| sizes[x]).product() };
+    }
+    touched
 }
 
 /// Elements of a tensor, size symbols at their nominal value.

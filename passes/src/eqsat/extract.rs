@@ -2,7 +2,8 @@
 //!
 //! **Frontier DP** over the acyclic graph of classes. A state is the set of classes still to be computed; the one that
 //! comes last in topological order is computed next, by each of its kernels, and the kernel's arguments join the set. A
-//! class is paid for once however many kernels read it, so the cost of a plan is exact. States are merged when equal;
+//! class is paid for once however many kernels read it, so the cost of a plan is exact. States are merged when equal, and
+//! dropped when even the cheapest kernels for what they still need would make a plan dearer than one that is known;
 //! where more than [`MAX_STATES`] wait at one class only the cheapest go on, and that is reported. [`Search`] has what it is
 //! compared with.
 use super::candidates::Candidates;
@@ -12,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// States kept at one class.
 pub const MAX_STATES: usize = 16384;
+/// States at one class of the first, quick search, whose plan bounds the second.
+const GLIMPSE: usize = 64;
 
 /// How kernels are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,13 +52,33 @@ struct Step {
 
 /// Choose kernels for `roots`.
 pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice, PassError> {
-    let width = match search {
-        Search::Exact => MAX_STATES,
-        Search::Beam(width) => width.max(1),
-        Search::Random(tries) => return random(all, roots, tries),
+    let mut choice = match search {
+        Search::Exact => {
+            let bound = frontier(all, roots, search, GLIMPSE, f64::INFINITY)?;
+            let mut best = frontier(all, roots, search, MAX_STATES, bound.cost)?;
+            if best.cost > bound.cost {
+                best = Choice { limits: best.limits, ..bound };
+            }
+            best
+        }
+        Search::Beam(width) => frontier(all, roots, search, width.max(1), f64::INFINITY)?,
+        Search::Random(tries) => random(all, roots, tries)?,
     };
+    // Constants that the chosen kernels read, and those that are results.
+    let read = choice.chosen.iter().flat_map(|(_, k)| &all.kernels[*k].args).chain(roots);
+    let folded: BTreeSet<Id> = read.copied().filter(|id| all.folded.contains(id)).collect();
+    choice.chosen.extend(folded.into_iter().flat_map(|id| Some((id, *all.by_class.get(&id)?.first()?))));
+    Ok(choice)
+}
+
+/// The frontier DP with at most `width` states at a class, of plans that cost no more than `bound`.
+fn frontier(all: &Candidates, roots: &[Id], search: Search, width: usize, bound: f64) -> Result<Choice, PassError> {
     let Usable { order, kernels: usable } = usable(all, roots)?;
     let position: BTreeMap<Id, u32> = order.iter().enumerate().map(|(i, id)| (*id, i as u32)).collect();
+    // What a state costs at least: what it did, and the cheapest kernel of each class that it needs.
+    let least: Vec<f64> = usable.iter().map(|kernels| kernels.iter().map(|(k, _)| all.kernels[*k].cost).fold(f64::INFINITY, f64::min)).collect();
+    let at_least = |cost: f64, needed: &[u32]| cost + needed.iter().map(|c| least[*c as usize]).sum::<f64>();
+    let bound = bound * (1.0 + 1e-9);
     let mut limits = vec![];
     let mut steps: Vec<Step> = vec![];
     let mut waiting: Vec<BTreeMap<Vec<u32>, usize>> = vec![BTreeMap::new(); order.len()];
@@ -71,10 +94,10 @@ pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice,
     for at in (0..order.len()).rev() {
         let mut states: Vec<(Vec<u32>, usize)> = std::mem::take(&mut waiting[at]).into_iter().collect();
         if states.len() > width {
-            if search == Search::Exact {
+            if search == Search::Exact && width > GLIMPSE {
                 limits.push(format!("extraction kept {width} of {} states at one class", states.len()));
             }
-            states.sort_by(|a, b| steps[a.1].cost.total_cmp(&steps[b.1].cost));
+            states.sort_by(|a, b| at_least(steps[a.1].cost, &a.0).total_cmp(&at_least(steps[b.1].cost, &b.0)));
             states.truncate(width);
         }
         for (set, step) in states {
@@ -82,6 +105,9 @@ pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice,
                 let cost = steps[step].cost + all.kernels[*kernel].cost;
                 let next: BTreeSet<u32> = set.iter().copied().filter(|c| *c as usize != at).chain(args.iter().copied()).collect();
                 let next: Vec<u32> = next.into_iter().collect();
+                if at_least(cost, &next) > bound {
+                    continue;
+                }
                 let new = Step { cost, from: Some((step, *kernel)), class: at as u32 };
                 match next.last() {
                     None => {
@@ -153,13 +179,13 @@ fn usable(all: &Candidates, roots: &[Id]) -> Result<Usable, PassError> {
         let mut kernels: Vec<Vec<(usize, Vec<u32>)>> = vec![];
         for (i, id) in order.iter().enumerate() {
             let args = |k: &usize| -> Option<Vec<u32>> {
-                let needed = all.kernels[*k].args.iter().filter(|a| !all.leaves.contains(a));
+                let needed = all.kernels[*k].args.iter().filter(|a| !all.is_there(a));
                 needed.map(|a| position.get(a).filter(|p| **p < i && !kernels[**p].is_empty()).map(|p| *p as u32)).collect()
             };
             let here = all.by_class.get(id).into_iter().flatten().filter_map(|k| args(k).map(|a| (*k, a))).collect();
             kernels.push(here);
         }
-        if roots.iter().all(|r| all.leaves.contains(r) || position.get(r).is_some_and(|p| !kernels[*p].is_empty())) {
+        if roots.iter().all(|r| all.is_there(r) || position.get(r).is_some_and(|p| !kernels[*p].is_empty())) {
             return Ok(Usable { order, kernels });
         }
     }
@@ -169,7 +195,7 @@ fn usable(all: &Candidates, roots: &[Id]) -> Result<Usable, PassError> {
 /// Classes in rounds: those that can be computed from the ones before.
 fn by_need(all: &Candidates) -> Vec<Id> {
     let mut order: Vec<Id> = vec![];
-    let mut known: BTreeSet<Id> = all.leaves.clone();
+    let mut known: BTreeSet<Id> = all.leaves.iter().chain(&all.folded).copied().collect();
     loop {
         let next = |(id, kernels): (&Id, &Vec<usize>)| {
             (!known.contains(id) && kernels.iter().any(|k| all.kernels[*k].args.iter().all(|a| known.contains(a)))).then_some(*id)
@@ -191,7 +217,7 @@ fn topological(all: &Candidates, roots: &[Id]) -> Vec<Id> {
     while let Some((id, leave)) = stack.pop() {
         if leave {
             order.push(id);
-        } else if !all.leaves.contains(&id) && seen.insert(id) {
+        } else if !all.is_there(&id) && seen.insert(id) {
             stack.push((id, true));
             let kernels = all.by_class.get(&id).into_iter().flatten();
             let args: BTreeSet<Id> = kernels.flat_map(|k| all.kernels[*k].args.iter().copied()).collect();

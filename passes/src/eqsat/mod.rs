@@ -5,6 +5,7 @@
 //! own; [`extract`] picks the set that computes every root most cheaply; and the chosen terms become a graph again.
 //! Logical terms cannot be picked, so the cost of a plan is exactly the sum of its kernels.
 pub mod candidates;
+mod constant;
 pub mod cost;
 mod count;
 pub mod extract;
@@ -16,18 +17,20 @@ pub mod templates;
 use crate::{
     Ctx, PassError,
     fuse::{self, Cluster, Order},
-    rules::{self, Promise, computed, promises},
+    rules::{Promise, RuleSet, computed, promises, siblings},
 };
 use candidates::Candidate;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language, Searcher};
 use pavage_ir::{Graph, NodeId, NodeKind, Op, Tensor, TensorType, Value, program::Why, text};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
 };
 
-/// Rounds of rule application at most.
-const MAX_ROUNDS: usize = 6;
+/// Rounds of rule application at most, before siblings are merged and after each time.
+const MAX_ROUNDS: usize = 12;
+/// Times that siblings are merged at most.
+const MAX_MERGES: usize = 6;
 /// Terms at most.
 const MAX_TERMS: usize = 50_000;
 
@@ -90,6 +93,8 @@ pub struct Fact {
     pub ty: TensorType,
     /// The bits (as f64) of the one value all elements have, if known.
     pub uniform: Option<u64>,
+    /// Whether the value is made of constants alone.
+    pub constant: bool,
 }
 
 /// The analysis: types, which must agree, and constants.
@@ -101,6 +106,8 @@ pub struct Facts {
     pub conflicts: Vec<(TensorType, TensorType)>,
     /// The device, for rules that make work for it.
     pub costs: cost::Costs,
+    /// Whether terms are those of the graph, not yet those of rules.
+    pub of_graph: bool,
 }
 
 impl Analysis<Term> for Facts {
@@ -117,7 +124,10 @@ impl Analysis<Term> for Facts {
                     _ => None,
                 };
                 // A term is added only after its op was inferred on these very types.
-                Fact { ty: ty.expect("terms are well typed"), uniform }
+                let ty = ty.expect("terms are well typed");
+                // What the passes left as it was, dequantised weights say, stays.
+                let constant = !egraph.analysis.of_graph && constant::is_foldable(op) && ty.const_shape().is_some() && args.iter().all(|f| f.constant);
+                Fact { ty, uniform, constant }
             }
         }
     }
@@ -125,9 +135,9 @@ impl Analysis<Term> for Facts {
         if a.ty != b.ty {
             self.conflicts.push((a.ty.clone(), b.ty.clone()));
         }
-        let merged = a.uniform.or(b.uniform);
-        let did = DidMerge(merged != a.uniform, merged != b.uniform);
-        a.uniform = merged;
+        let merged = (a.uniform.or(b.uniform), a.constant || b.constant);
+        let did = DidMerge(merged != (a.uniform, a.constant), merged != (b.uniform, b.constant));
+        (a.uniform, a.constant) = merged;
         did
     }
 }
@@ -144,6 +154,14 @@ pub struct Saturated {
     pub made_by: HashMap<Term, (String, Term)>,
     /// Source names of classes.
     pub sources: BTreeMap<Id, Vec<String>>,
+    /// Classes that are computed at compile time, each with its expression.
+    pub(crate) folded: BTreeMap<Id, Vec<(Id, Term)>>,
+    /// Terms that merging siblings made.
+    pub(crate) merged: BTreeSet<Term>,
+    /// Classes that exist without merged siblings.
+    pub(crate) apart: BTreeSet<Id>,
+    /// Names of the rules that added or united something.
+    pub fired: BTreeSet<String>,
     /// Limits that were hit.
     pub limits: Vec<String>,
 }
@@ -153,9 +171,10 @@ fn is_term(graph: &Graph, id: NodeId) -> bool {
     matches!(&graph[id].kind, NodeKind::Op(op, bodies) if bodies.is_empty() && graph[id].types.len() == 1 && !matches!(op, Op::BindSize { .. } | Op::NonZero { .. }))
 }
 
-/// Add the graph and apply rules until nothing changes or a limit is hit.
-pub fn saturate(graph: &Graph, costs: &cost::Costs) -> Result<Saturated, PassError> {
-    let mut egraph = EGraph::new(Facts { costs: costs.clone(), ..Facts::default() });
+/// Add the graph and apply `rules` until nothing changes or a limit is hit. Inputs in `constants` are constants whose
+/// values come later.
+pub fn saturate(graph: &Graph, constants: &BTreeSet<Value>, rules: &RuleSet, costs: &cost::Costs) -> Result<Saturated, PassError> {
+    let mut egraph = EGraph::new(Facts { costs: costs.clone(), of_graph: true, ..Facts::default() });
     let (mut class, mut leaves) = (BTreeMap::new(), vec![]);
     let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
     for id in graph.schedule() {
@@ -169,15 +188,33 @@ pub fn saturate(graph: &Graph, costs: &cost::Costs) -> Result<Saturated, PassErr
         }
         for result in 0..graph[id].types.len() as u32 {
             let v = Value { node: id, result };
-            let fact = Fact { ty: graph.ty(v).clone(), uniform: graph.as_const(v).and_then(uniform) };
+            let constant = graph.as_const(v).is_some() || constants.contains(&v);
+            let fact = Fact { ty: graph.ty(v).clone(), uniform: graph.as_const(v).and_then(uniform), constant };
             egraph.analysis.leaves.push(fact);
             leaves.push(v);
             class.insert(v, egraph.add(Term { head: Head::Leaf(leaves.len() as u32 - 1), args: vec![] }));
         }
     }
-    let mut s = Saturated { egraph, class, leaves, made_by: HashMap::new(), sources, limits: vec![] };
+    let made_by = HashMap::new();
+    let mut s = Saturated {
+        egraph,
+        class,
+        leaves,
+        made_by,
+        sources,
+        folded: BTreeMap::new(),
+        merged: BTreeSet::new(),
+        apart: BTreeSet::new(),
+        fired: BTreeSet::new(),
+        limits: vec![],
+    };
     s.egraph.rebuild();
-    s.run()?;
+    s.egraph.analysis.of_graph = false;
+    s.run(rules)?;
+    s.folded = constant::expressions(&s.egraph);
+    let by_merging = |rule: &str| rules.siblings.iter().any(|r| r.name == rule);
+    s.merged = s.made_by.iter().filter(|(_, (rule, _))| by_merging(rule)).map(|(t, _)| t.clone()).collect();
+    s.apart = s.without_merges();
     s.class = s.class.iter().map(|(v, id)| (*v, s.egraph.find(*id))).collect();
     let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
     for (id, names) in &s.sources {
@@ -197,17 +234,55 @@ fn uniform(t: &Tensor) -> Option<u64> {
 }
 
 impl Saturated {
-    fn run(&mut self) -> Result<(), PassError> {
-        let text = rules::all().map_err(|reason| PassError::Rules { reason })?;
+    /// Rules until nothing changes; then siblings, until no more can be merged; and again.
+    fn run(&mut self, rules: &RuleSet) -> Result<(), PassError> {
+        for merges in 0.. {
+            self.rewrite(rules)?;
+            if !self.merge(&rules.siblings)? {
+                break;
+            }
+            if merges == MAX_MERGES {
+                self.limits.push(format!("siblings were merged {merges} times and there are more"));
+                break;
+            }
+        }
+        // Terms by their canonical form, to name the rule behind each.
+        let made = std::mem::take(&mut self.made_by);
+        self.made_by = made
+            .into_iter()
+            .map(|(mut t, (rule, mut on))| {
+                t.args.iter_mut().chain(&mut on.args).for_each(|a| *a = self.egraph.find(*a));
+                (t, (rule, on))
+            })
+            .collect();
+        Ok(())
+    }
+
+    /// Terms and classes.
+    fn size(&self) -> (usize, usize) {
+        (self.egraph.total_size(), self.egraph.number_of_classes())
+    }
+
+    /// Restore the e-graph's invariants; a rule that equated two types is an error.
+    fn settle(&mut self) -> Result<(), PassError> {
+        self.egraph.rebuild();
+        match self.egraph.analysis.conflicts.first() {
+            Some((a, b)) => Err(PassError::Rules { reason: format!("a rule equated {a} and {b}") }),
+            None => Ok(()),
+        }
+    }
+
+    /// Apply text and computed rules until nothing changes.
+    fn rewrite(&mut self, rules: &RuleSet) -> Result<(), PassError> {
         for round in 0.. {
             if round == MAX_ROUNDS || self.egraph.total_size() > MAX_TERMS {
                 self.limits.push(format!("equality saturation stopped after {round} rounds with {} terms", self.egraph.total_size()));
                 break;
             }
-            let before = (self.egraph.total_size(), self.egraph.number_of_classes());
+            let before = self.size();
             // Everything is found first and added after, so the result does not depend on rule order.
             let mut found: Vec<(Id, computed::Build, (String, Term))> = vec![];
-            for rule in &text {
+            for rule in &rules.text {
                 let head = rule.lhs.ast.last().and_then(|top| match top {
                     egg::ENodeOrVar::ENode(t) => Some(t.head.clone()),
                     egg::ENodeOrVar::Var(_) => None,
@@ -229,34 +304,67 @@ impl Saturated {
             ids.sort();
             for id in ids {
                 for term in &self.egraph[id].nodes {
-                    for rule in computed::RULES {
+                    for rule in &rules.computed {
                         found.extend((rule.apply)(&self.egraph, term).into_iter().map(|b| (id, b, (rule.name.to_string(), term.clone()))));
                     }
                 }
             }
             for (class, build, made) in found {
-                if let Some(new) = self.add(build, &made) {
-                    self.egraph.union_trusted(class, new, made.0);
-                }
+                self.unite(class, build, &made);
             }
-            self.egraph.rebuild();
-            if let Some((a, b)) = self.egraph.analysis.conflicts.first() {
-                return Err(PassError::Rules { reason: format!("a rule equated {a} and {b}") });
-            }
-            if before == (self.egraph.total_size(), self.egraph.number_of_classes()) {
+            self.settle()?;
+            if before == self.size() {
                 break;
             }
         }
-        // Terms by their canonical form, to name the rule behind each.
-        let made = std::mem::take(&mut self.made_by);
-        self.made_by = made
-            .into_iter()
-            .map(|(mut t, (rule, mut on))| {
-                t.args.iter_mut().chain(&mut on.args).for_each(|a| *a = self.egraph.find(*a));
-                (t, (rule, on))
-            })
-            .collect();
         Ok(())
+    }
+
+    /// Merge siblings until there are no more. Whether anything was merged.
+    fn merge(&mut self, rules: &[siblings::Siblings]) -> Result<bool, PassError> {
+        let at_first = self.size();
+        loop {
+            let before = self.size();
+            let found: Vec<(&str, siblings::Merge)> = rules.iter().flat_map(|rule| (rule.apply)(&self.egraph).into_iter().map(|m| (rule.name, m))).collect();
+            for (name, merge) in found {
+                let Some((_, first, _)) = merge.parts.first() else { continue };
+                let Some(whole) = self.add(merge.whole, &(name.to_string(), first.clone())) else { continue };
+                let names: Vec<String> = merge.parts.iter().filter_map(|(id, ..)| self.sources.get(id)).flatten().cloned().collect();
+                self.sources.entry(whole).or_default().extend(names);
+                for (class, on, views) in merge.parts {
+                    let part = views.into_iter().fold(computed::Build::Class(whole), |x, view| computed::Build::Op(view, vec![x]));
+                    self.unite(class, part, &(name.to_string(), on));
+                }
+            }
+            self.settle()?;
+            if before == self.size() || self.egraph.total_size() > MAX_TERMS {
+                return Ok(before != at_first);
+            }
+        }
+    }
+
+    /// Add what a rule found and unite it with the class it was found for.
+    fn unite(&mut self, class: Id, build: computed::Build, made: &(String, Term)) {
+        let before = self.egraph.total_size();
+        let Some(new) = self.add(build, made) else { return };
+        if self.egraph.union_trusted(class, new, made.0.clone()) || self.egraph.total_size() != before {
+            self.fired.insert(made.0.clone());
+        }
+    }
+
+    /// Classes that can be computed without terms that merging made.
+    fn without_merges(&self) -> BTreeSet<Id> {
+        let mut ids: Vec<Id> = self.egraph.classes().map(|c| c.id).collect();
+        ids.sort();
+        let mut apart = BTreeSet::new();
+        loop {
+            let ready = |t: &Term| !self.merged.contains(t) && t.args.iter().all(|a| apart.contains(a));
+            let found: Vec<Id> = ids.iter().copied().filter(|id| !apart.contains(id) && self.egraph[*id].nodes.iter().any(ready)).collect();
+            if found.is_empty() {
+                return apart;
+            }
+            apart.extend(found);
+        }
     }
 
     /// Add a term; `None` if it is ill typed here (a rule that does not apply at these shapes).
@@ -269,9 +377,10 @@ impl Saturated {
                 let types: Vec<&TensorType> = types.iter().collect();
                 op.infer(pavage_ir::op::TypeArgs { types: &types, bodies: &[] }).ok()?;
                 let term = Term { head: Head::Op(op), args };
-                if self.egraph.lookup(term.clone()).is_none() {
-                    self.made_by.insert(term.clone(), rule.clone());
+                if let Some(known) = self.egraph.lookup(term.clone()) {
+                    return Some(known);
                 }
+                self.made_by.insert(term.clone(), rule.clone());
                 Some(self.egraph.add(term))
             }
         }
@@ -314,7 +423,7 @@ pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassE
     for part in templates::split(graph)? {
         let key = text::print(&part.graph);
         if !known.contains_key(&key) {
-            let plan = plan_part(&part.graph, ctx)?;
+            let plan = plan_part(&part, ctx)?;
             known.insert(key.clone(), plan);
         }
         whole.join(&part, &known[&key])?;
@@ -336,12 +445,15 @@ pub struct Work {
 }
 
 /// One kernel of a part.
+#[derive(Clone)]
 struct Group {
     members: Vec<NodeId>,
     /// The member that gives the result.
     root: NodeId,
     rules: Vec<String>,
     why: Why,
+    /// Whether it is computed at compile time.
+    folded: bool,
 }
 
 /// A part as its chosen kernels compute it.
@@ -350,8 +462,9 @@ struct PartPlan {
     groups: Vec<Group>,
 }
 
-fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
-    let saturated = saturate(graph, &ctx.costs)?;
+fn plan_part(part: &templates::Part, ctx: &Ctx) -> Result<PartPlan, PassError> {
+    let graph = &part.graph;
+    let saturated = saturate(graph, &part.constants, &every_rule()?, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(graph, &saturated);
     let choice = extract::extract(&candidates, &roots, ctx.search)?;
@@ -364,9 +477,13 @@ fn plan_part(graph: &Graph, ctx: &Ctx) -> Result<PartPlan, PassError> {
     rebuild(graph, &saturated, &candidates, &choice)
 }
 
+fn every_rule() -> Result<RuleSet, PassError> {
+    RuleSet::all().map_err(|reason| PassError::Rules { reason })
+}
+
 /// Predicted nanoseconds of the best plan of a small graph.
 fn cost_of(graph: &Graph, ctx: &Ctx) -> Result<f64, PassError> {
-    let saturated = saturate(graph, &ctx.costs)?;
+    let saturated = saturate(graph, &BTreeSet::new(), &every_rule()?, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     Ok(extract::extract(&candidates, &roots(graph, &saturated), ctx.search)?.cost)
 }
@@ -404,7 +521,16 @@ impl<'g> Whole<'g> {
             local.insert(inner.into(), v);
         }
         let mut nodes: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+        let folded: BTreeSet<NodeId> = plan.groups.iter().filter(|g| g.folded).flat_map(|g| g.members.iter().copied()).collect();
         for id in plan.graph.schedule() {
+            if folded.contains(&id) {
+                if let Some(group) = plan.groups.iter().find(|g| g.folded && g.root == id) {
+                    let values = |v: Value| local.get(&v).and_then(|v| self.new.as_const(*v)).cloned();
+                    let value = constant::fold(&plan.graph, &group.members, &values)?;
+                    local.insert(id.into(), self.new.constant(value));
+                }
+                continue;
+            }
             let node = match &plan.graph[id].kind {
                 NodeKind::Input(_) => continue,
                 NodeKind::Const(t) => self.new.constant(t.clone()).node,
@@ -423,9 +549,9 @@ impl<'g> Whole<'g> {
         for (out, outer) in plan.graph.outputs.iter().zip(&part.outputs) {
             self.values.insert(*outer, local[&out.value]);
         }
-        for group in &plan.groups {
+        for group in plan.groups.iter().filter(|g| !g.folded) {
             let members = group.members.iter().map(|m| nodes[m]).collect();
-            self.groups.push(Group { members, root: nodes[&group.root], rules: group.rules.clone(), why: group.why.clone() });
+            self.groups.push(Group { members, root: nodes[&group.root], ..group.clone() });
         }
         Ok(())
     }
@@ -442,7 +568,7 @@ impl<'g> Whole<'g> {
         }
         let order = Order::new(&self.new);
         let mut formed = vec![];
-        for Group { members, root, rules, why } in self.groups {
+        for Group { members, root, rules, why, .. } in self.groups {
             // A reshape on its own is another name for its operand, and a concatenation a step: neither is a kernel.
             if members.iter().all(|m| self.new.op(*m).is_some_and(|op| matches!(op, Op::Reshape { .. }) || fuse::is_control(op))) {
                 continue;
@@ -549,7 +675,7 @@ fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id
     rules.dedup();
     why.chain.dedup();
     let root = members[members.len() - 1];
-    Ok(Group { members, root, rules, why })
+    Ok(Group { members, root, rules, why, folded: kernel.folded })
 }
 
 /// The cheapest other way to compute `class`, with the rest of the plan as it is: what runs, and what it costs more.

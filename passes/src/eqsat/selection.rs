@@ -3,10 +3,10 @@
 //! `topk(softmax(x))` is `topk(x)`, the values found turned into probabilities: `exp(v - v0) / sum(exp(x - v0))`, where `v0`
 //! comes first. What is left of the softmax is one sum; it divides and writes `k` elements of a row, not all. Rounding
 //! differs: probabilities that are equal once rounded are told apart. Both ways are searched, and the cheaper one is taken.
-use super::{cost_of, saturate};
+use super::{cost_of, every_rule, saturate};
 use crate::{Ctx, PassError, rebuild::Rebuild, rules::computed};
 use pavage_ir::{Dim, Graph, NodeId, NodeKind, Op, ScalarFn, Value, attr::ReduceFn};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Nodes looked at before the selection.
 const MAX_NODES: usize = 32;
@@ -81,7 +81,7 @@ fn site(graph: &Graph, topk: NodeId, ctx: &Ctx) -> Result<Option<Site>, PassErro
     let before = Before::new(graph, p)?;
     let mut with = before.graph.clone();
     with.output("p", before.inner[&p]);
-    let s = saturate(&with, &ctx.costs)?;
+    let s = saturate(&with, &BTreeSet::new(), &every_rule()?, &ctx.costs)?;
     let Some(of) = computed::softmax_of(&s.egraph, s.class[&before.inner[&p]], *axis) else { return Ok(None) };
     let Some((&of, _)) = before.inner.iter().find(|(_, v)| s.class.get(v) == Some(&of)) else { return Ok(None) };
     let mut without = before.graph;

@@ -18,6 +18,8 @@ pub struct Part {
     pub graph: Graph,
     /// What each input of `graph` is in the whole graph.
     pub inputs: Vec<Value>,
+    /// Those inputs of `graph` that are constants in the whole graph; their names begin with `const`.
+    pub constants: BTreeSet<Value>,
     /// What each output is in the whole graph.
     pub outputs: Vec<Value>,
     /// The whole graph's nodes, by the positions that are their source names here.
@@ -183,7 +185,7 @@ struct Cutter<'g> {
 
 impl<'g> Cutter<'g> {
     fn new(graph: &'g Graph, level_of: &'g BTreeMap<NodeId, usize>, level: usize) -> Self {
-        let part = Part { graph: Graph::new("part"), inputs: vec![], outputs: vec![], nodes: vec![] };
+        let part = Part { graph: Graph::new("part"), inputs: vec![], constants: BTreeSet::new(), outputs: vec![], nodes: vec![] };
         Cutter { graph, level_of, level, part, map: BTreeMap::new() }
     }
 
@@ -264,7 +266,12 @@ impl<'g> Cutter<'g> {
                 }
             }
             _ => {
-                let i = self.part.graph.input(format!("in{}", self.part.inputs.len()), self.graph.ty(v).clone());
+                let constant = matches!(node.kind, NodeKind::Const(_));
+                let name = format!("{}{}", if constant { "const" } else { "in" }, self.part.inputs.len());
+                let i = self.part.graph.input(name, self.graph.ty(v).clone());
+                if constant {
+                    self.part.constants.insert(i);
+                }
                 self.part.inputs.push(v);
                 self.map.insert(v, i);
             }

@@ -1,4 +1,5 @@
 //! Rules whose right-hand side is computed: views compose, and pointwise ops pass through what only repeats or moves.
+use super::norms;
 use crate::eqsat::{Facts, Head, Term};
 use egg::{EGraph, Id};
 use pavage_ir::{DType, Dim, Op, Real, ScalarFn, attr::ReduceFn};
@@ -7,6 +8,7 @@ use pavage_ir::{DType, Dim, Op, Real, ScalarFn, attr::ReduceFn};
 pub type Egraph = EGraph<Term, Facts>;
 
 /// A term to add and unite with a class.
+#[derive(Clone)]
 pub enum Build {
     /// An existing class.
     Class(Id),
@@ -15,6 +17,7 @@ pub enum Build {
 }
 
 /// A computed rule: what a term of a class also equals.
+#[derive(Clone, Copy)]
 pub struct Computed {
     /// Unique name.
     pub name: &'static str,
@@ -34,6 +37,12 @@ pub const RULES: &[Computed] = &[
     Computed { name: "attention", apply: attention },
     Computed { name: "split-k", apply: super::split::split_k },
     Computed { name: "repeated-operand", apply: repeated_operand },
+    Computed { name: "row-scale", apply: norms::row_scale },
+    Computed { name: "row-first", apply: norms::row_first },
+    Computed { name: "factor-into-weights", apply: norms::factor },
+    Computed { name: "term-into-bias", apply: norms::term },
+    Computed { name: "centred-weights", apply: norms::centred },
+    Computed { name: "constants-meet", apply: norms::constants_meet },
 ];
 
 pub(super) fn op(term: &Term) -> Option<&Op> {
@@ -43,7 +52,7 @@ pub(super) fn op(term: &Term) -> Option<&Op> {
     }
 }
 
-fn nodes(e: &Egraph, id: Id) -> impl Iterator<Item = &Term> {
+pub(super) fn nodes(e: &Egraph, id: Id) -> impl Iterator<Item = &Term> {
     e[id].nodes.iter()
 }
 
@@ -155,10 +164,10 @@ fn attention(e: &Egraph, term: &Term) -> Vec<Build> {
         };
         for (product, scale) in scaled_by(e, scaled) {
             for node in nodes(e, product).filter(|n| matches!(op(n), Some(Op::MatMul { .. })) && e[n.args[0]].data.ty.dtype == *out) {
-                for (q, of_q) in scaled_by(e, node.args[0]) {
+                for (q, of_q) in queries(e, node.args[0]) {
                     for (keys, of_k) in keys(e, node.args[1], rank) {
                         let mask = mask.as_ref().map(|m| m.build(e, *out));
-                        let operands = [Build::Class(q), keys, Build::Class(term.args[1])].into_iter().chain(mask);
+                        let operands = [q.clone(), keys, Build::Class(term.args[1])].into_iter().chain(mask);
                         found.push(Build::Op(Op::Attention { scale: Real::new(scale * of_q * of_k) }, operands.collect()));
                     }
                 }
@@ -172,6 +181,16 @@ fn attention(e: &Egraph, term: &Term) -> Vec<Build> {
 fn converted(e: &Egraph, id: Id) -> Vec<Id> {
     let casts = nodes(e, id).filter(|n| matches!(op(n), Some(Op::Cast { .. })) && e[n.args[0]].data.ty.dtype.is_float());
     [id].into_iter().chain(casts.map(|n| n.args[0])).collect()
+}
+
+/// A class as itself times 1, as a multiple of another, and as a transpose of such a multiple.
+fn queries(e: &Egraph, id: Id) -> Vec<(Build, f64)> {
+    let mut found: Vec<(Build, f64)> = scaled_by(e, id).into_iter().map(|(q, scale)| (Build::Class(q), scale)).collect();
+    for n in nodes(e, id).filter(|n| matches!(op(n), Some(Op::Transpose { .. }))) {
+        let scaled = scaled_by(e, n.args[0]).into_iter().filter(|(q, _)| *q != n.args[0]);
+        found.extend(scaled.filter_map(|(q, scale)| Some((Build::Op(op(n)?.clone(), vec![Build::Class(q)]), scale))));
+    }
+    found
 }
 
 /// What `id` is the transpose of along its last two axes, with the factor that scales it there.

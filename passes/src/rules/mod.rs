@@ -1,10 +1,12 @@
-//! All rewrite rules: text in `*.rules`, and [`computed`] ones whose attributes Rust works out.
+//! All rewrite rules: text in `*.rules`, [`computed`] ones whose attributes Rust works out, and [`siblings`] over many terms at once.
 //!
 //! A text rule is `name: lhs => rhs`, a pattern of op mnemonics and `?variables` on either side. `=>` promises equal
 //! bits on every input; `~>` equal real numbers, rounding apart, and is applied to floats alone. `tests/rules.rs` runs
 //! every rule against the evaluator, so a wrong one is caught the minute it is written. `README.md` has the rules for rules.
 pub mod computed;
+mod norms;
 pub mod promises;
+pub mod siblings;
 mod split;
 
 use crate::eqsat::Term;
@@ -34,6 +36,23 @@ pub struct Rule {
 
 /// The rule files.
 pub const FILES: &[(&str, &str)] = &[("algebra.rules", include_str!("algebra.rules"))];
+
+/// Rules that are applied together.
+pub struct RuleSet {
+    /// Text rules.
+    pub text: Vec<Rule>,
+    /// Computed rules.
+    pub computed: Vec<computed::Computed>,
+    /// Rules over siblings.
+    pub siblings: Vec<siblings::Siblings>,
+}
+
+impl RuleSet {
+    /// Every rule there is, or the line of a file that is none.
+    pub fn all() -> Result<RuleSet, String> {
+        Ok(RuleSet { text: all()?, computed: computed::RULES.to_vec(), siblings: siblings::RULES.to_vec() })
+    }
+}
 
 /// Every text rule of every file, or the line that is none.
 pub fn all() -> Result<Vec<Rule>, String> {
