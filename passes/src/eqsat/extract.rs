@@ -3,7 +3,7 @@
 //! **Frontier DP** over the acyclic graph of classes. A state is the set of classes still to be computed; the one that
 //! comes last in topological order is computed next, by each of its kernels, and the kernel's arguments join the set. A
 //! class is paid for once however many kernels read it, so the cost of a plan is exact. States are merged when equal, and
-//! dropped when even the cheapest kernels for what they still need would make a plan dearer than one that is known;
+//! dropped when what they still need would, at the least, make a plan dearer than one that is known;
 //! where more than [`MAX_STATES`] wait at one class only the cheapest go on, and that is reported. [`Search`] has what it is
 //! compared with.
 use super::candidates::Candidates;
@@ -12,7 +12,7 @@ use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// States kept at one class.
-pub const MAX_STATES: usize = 16384;
+pub const MAX_STATES: usize = 16_384;
 /// States at one class of the first, quick search, whose plan bounds the second.
 const GLIMPSE: usize = 64;
 
@@ -75,9 +75,23 @@ pub fn extract(all: &Candidates, roots: &[Id], search: Search) -> Result<Choice,
 fn frontier(all: &Candidates, roots: &[Id], search: Search, width: usize, bound: f64) -> Result<Choice, PassError> {
     let Usable { order, kernels: usable } = usable(all, roots)?;
     let position: BTreeMap<Id, u32> = order.iter().enumerate().map(|(i, id)| (*id, i as u32)).collect();
-    // What a state costs at least: what it did, and the cheapest kernel of each class that it needs.
+    // What a class costs at least: its cheapest kernel alone, and with the dearest chain of what is computed before it.
     let least: Vec<f64> = usable.iter().map(|kernels| kernels.iter().map(|(k, _)| all.kernels[*k].cost).fold(f64::INFINITY, f64::min)).collect();
-    let at_least = |cost: f64, needed: &[u32]| cost + needed.iter().map(|c| least[*c as usize]).sum::<f64>();
+    let mut chain: Vec<f64> = vec![];
+    for kernels in &usable {
+        let cost = |(k, args): &(usize, Vec<u32>)| all.kernels[*k].cost + args.iter().map(|a| chain[*a as usize]).fold(0.0, f64::max);
+        chain.push(kernels.iter().map(cost).fold(f64::INFINITY, f64::min));
+    }
+    // A state costs what it did, and what the classes that it needs cost at least. The chain of one has nothing in common with
+    // those that come after it in the order.
+    let at_least = |cost: f64, needed: &[u32]| {
+        let (mut after, mut most) = (0.0, 0f64);
+        for c in needed.iter().rev() {
+            most = most.max(after + chain[*c as usize]);
+            after += least[*c as usize];
+        }
+        cost + most
+    };
     let bound = bound * (1.0 + 1e-9);
     let mut limits = vec![];
     let mut steps: Vec<Step> = vec![];
