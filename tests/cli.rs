@@ -1,10 +1,9 @@
 //! Every verb, as a user runs it.
 mod support;
 
-use npyz::WriterBuilder;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use support::{folder, pavage, root};
+use support::{folder, pavage, pictures, root, write_npz};
 
 const DIGITS: &str = "examples/models/digits.onnx";
 
@@ -12,24 +11,6 @@ fn compiled(dir: &Path) -> PathBuf {
     let path = dir.join("digits.pav");
     pavage(["compile".as_ref(), DIGITS.as_ref(), "-o".as_ref(), path.as_os_str()]).exits(0);
     path
-}
-
-/// Writes an archive of f32 arrays.
-fn write_npz(path: &Path, arrays: &[(&str, &[u64], &[f32])]) {
-    let mut npz = npyz::npz::NpzWriter::create(path).unwrap();
-    for (name, shape, data) in arrays {
-        let mut array = npz.array(name, Default::default()).unwrap().default_dtype().shape(shape).begin_nd().unwrap();
-        array.extend(data.iter().copied()).unwrap();
-        array.finish().unwrap();
-    }
-}
-
-/// The test pictures, as the model takes them, and what they show.
-fn pictures() -> (Vec<f32>, Vec<u8>) {
-    let mut npz = npyz::npz::NpzArchive::open(root().join("examples/models/digits_test.npz")).unwrap();
-    let images: Vec<u8> = npz.by_name("image16").unwrap().unwrap().into_vec().unwrap();
-    let labels = npz.by_name("label").unwrap().unwrap().into_vec().unwrap();
-    (images.iter().map(|p| f32::from(*p) / 16.0).collect(), labels)
 }
 
 #[test]

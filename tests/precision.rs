@@ -1,27 +1,10 @@
 //! `compile --precision`: what it reports, what it keeps, and what it refuses.
 mod support;
 
-use npyz::WriterBuilder;
 use std::path::{Path, PathBuf};
-use support::{Ran, folder, pavage, root};
+use support::{Ran, folder, pavage, pictures, write_npz};
 
 const DIGITS: &str = "examples/models/digits.onnx";
-
-/// Writes an archive of one f32 array.
-fn write_npz(path: &Path, name: &str, shape: &[u64], data: &[f32]) {
-    let mut npz = npyz::npz::NpzWriter::create(path).unwrap();
-    let mut array = npz.array(name, Default::default()).unwrap().default_dtype().shape(shape).begin_nd().unwrap();
-    array.extend(data.iter().copied()).unwrap();
-    array.finish().unwrap();
-}
-
-/// The test pictures, as the model takes them, and what they show.
-fn pictures() -> (Vec<f32>, Vec<u8>) {
-    let mut npz = npyz::npz::NpzArchive::open(root().join("examples/models/digits_test.npz")).unwrap();
-    let images: Vec<u8> = npz.by_name("image16").unwrap().unwrap().into_vec().unwrap();
-    let labels = npz.by_name("label").unwrap().unwrap().into_vec().unwrap();
-    (images.iter().map(|p| f32::from(*p) / 16.0).collect(), labels)
-}
 
 /// A folder of two samples of 16 pictures.
 fn samples(dir: &Path) -> PathBuf {
@@ -29,7 +12,7 @@ fn samples(dir: &Path) -> PathBuf {
     std::fs::create_dir(&calib).unwrap();
     let (images, _) = pictures();
     for i in 0..2 {
-        write_npz(&calib.join(format!("{i}.npz")), "in:image", &[16, 1, 8, 8], &images[i * 1024..(i + 1) * 1024]);
+        write_npz(&calib.join(format!("{i}.npz")), &[("in:image", &[16, 1, 8, 8], &images[i * 1024..(i + 1) * 1024])]);
     }
     calib
 }
@@ -45,7 +28,7 @@ fn right(dir: &Path) -> (usize, usize) {
     let (images, labels) = pictures();
     let n = labels.len() - 32;
     let (inputs, outputs) = (dir.join("judge.npz"), dir.join("judged.npz"));
-    write_npz(&inputs, "in:image", &[n as u64, 1, 8, 8], &images[32 * 64..]);
+    write_npz(&inputs, &[("in:image", &[n as u64, 1, 8, 8], &images[32 * 64..])]);
     let artifact = dir.join("out.pav");
     pavage(["run".as_ref(), artifact.as_os_str(), "--inputs".as_ref(), inputs.as_os_str(), "--save".as_ref(), outputs.as_os_str()]).exits(0);
     let mut npz = npyz::npz::NpzArchive::open(&outputs).unwrap();
@@ -115,8 +98,8 @@ fn bad_requests_are_refused() {
         path
     };
     let (empty, nameless, misshapen) = (sub("empty"), sub("nameless"), sub("misshapen"));
-    write_npz(&nameless.join("a.npz"), "in:picture", &[1, 1, 8, 8], &[0.0; 64]);
-    write_npz(&misshapen.join("b.npz"), "in:image", &[1, 1, 9, 8], &[0.0; 72]);
+    write_npz(&nameless.join("a.npz"), &[("in:picture", &[1, 1, 8, 8], &[0.0; 64])]);
+    write_npz(&misshapen.join("b.npz"), &[("in:image", &[1, 1, 9, 8], &[0.0; 72])]);
     let garbage = sub("garbage");
     std::fs::write(garbage.join("c.npz"), b"no archive").unwrap();
     let on = |folder: &Path| compile(&dir, &["--precision", "int8", "--calib", folder.to_str().unwrap()]).exits(1);

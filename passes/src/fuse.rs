@@ -388,7 +388,7 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
 }
 
 /// The load behind packed weights, as [`Op::Dequant`] spells them; anything else is itself.
-fn unpacked(region: &Region, id: ExprId) -> ExprId {
+pub(crate) fn unpacked(region: &Region, id: ExprId) -> ExprId {
     match region.expr(id) {
         Expr::Call(ScalarFn::Mul | ScalarFn::Sub, xs) => unpacked(region, xs[0]),
         Expr::Cast(x) if region.dtype(*x).bits() <= 16 => *x,

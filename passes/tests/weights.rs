@@ -1,6 +1,9 @@
 //! The pass `weights`: dequantised constants, however they are spelled, become one `dequant` of the same values.
 use pavage_ir::{DType, Dim, Graph, Op, Scalar, ScalarFn, Tensor, TensorType, Value, eval};
-use pavage_passes::{self as passes, Ctx, eqsat::cost};
+use pavage_passes::{
+    self as passes, Ctx,
+    eqsat::cost::{self, Costs},
+};
 
 struct Random(u64);
 
@@ -137,6 +140,12 @@ fn the_product_reads_packed_weights_in_one_kernel() {
         let regions = program.body.regions();
         assert_eq!(regions.len(), 1, "{program}");
         assert_eq!(regions[0].0.args[1].dtype, DType::U4);
+        // They are read at the rate of weights, at the size they are stored in.
+        let weights = |costs: &Costs| cost::price(regions[0].0, costs).memory;
+        let slower = Costs { weight_bytes_per_ns: cost::CPU.weight_bytes_per_ns / 2.0, ..cost::CPU };
+        let bytes = regions[0].0.args[1].shape.iter().map(|d| d.as_const().unwrap() as f64).product::<f64>() / 2.0;
+        let added = weights(&slower) - weights(&cost::CPU);
+        assert!((added - bytes / cost::CPU.weight_bytes_per_ns).abs() < 1e-9, "{added} ns for {bytes} bytes");
     }
 }
 

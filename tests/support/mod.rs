@@ -1,5 +1,6 @@
 //! What the tests of the program share: running it, a folder of their own, ONNX files by hand.
 #![allow(dead_code, unreachable_pub, reason = "each test binary has its own copy and uses some of it")]
+use npyz::WriterBuilder;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -14,6 +15,24 @@ pub fn folder(test: &str) -> PathBuf {
     std::fs::remove_dir_all(&path).ok();
     std::fs::create_dir_all(&path).unwrap();
     path
+}
+
+/// Writes an archive of f32 arrays.
+pub fn write_npz(path: &Path, arrays: &[(&str, &[u64], &[f32])]) {
+    let mut npz = npyz::npz::NpzWriter::create(path).unwrap();
+    for (name, shape, data) in arrays {
+        let mut array = npz.array(name, Default::default()).unwrap().default_dtype().shape(shape).begin_nd().unwrap();
+        array.extend(data.iter().copied()).unwrap();
+        array.finish().unwrap();
+    }
+}
+
+/// The test pictures of digits, as the model takes them, and what they show.
+pub fn pictures() -> (Vec<f32>, Vec<u8>) {
+    let mut npz = npyz::npz::NpzArchive::open(root().join("examples/models/digits_test.npz")).unwrap();
+    let images: Vec<u8> = npz.by_name("image16").unwrap().unwrap().into_vec().unwrap();
+    let labels = npz.by_name("label").unwrap().unwrap().into_vec().unwrap();
+    (images.iter().map(|p| f32::from(*p) / 16.0).collect(), labels)
 }
 
 /// What a run of the program gave.

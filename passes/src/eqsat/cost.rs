@@ -4,6 +4,7 @@
 //! longer of the two: arithmetic is rounded up to the vectors, tiles and, on GPUs, waves of tiles that the device runs, memory
 //! is as fast as the level that what is moved fits into. Measured times stand before predictions when a plan is tuned.
 use super::count::{Counter, inside};
+use crate::fuse::unpacked;
 use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Op, Region, ScalarFn, TensorType, attr::Layout, dim::Atom, program::Price};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -200,7 +201,11 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let bytewise = region.args.first().is_some_and(|t| t.dtype.bits() <= 8);
     let mut integers = bytewise && matches!(&region.heart, Heart::Contract { acc: DType::I32, .. } | Heart::Conv { acc: DType::I32, .. });
     let (mut contract, mut weight_bytes) = (0.0, 0.0);
-    let loaded = |id: ExprId| if let Expr::Load { arg, .. } = region.expr(id) { region.args.get(*arg as usize).map_or(0.0, bytes) } else { 0.0 };
+    // Packed weights are read as they are stored.
+    let loaded = |id: ExprId| match region.expr(unpacked(region, id)) {
+        Expr::Load { arg, .. } => region.args.get(*arg as usize).map_or(0.0, bytes),
+        _ => 0.0,
+    };
     let streams = matches!(region.heart, Heart::Map | Heart::Reduce { .. });
     match &region.heart {
         Heart::Map | Heart::Reduce { .. } => {}
