@@ -1,11 +1,12 @@
 """Builds the graphs of well-known models with random weights: what `./x bench eqsat` runs besides the real ones.
 
-    python scripts/bench/graphs.py FOLDER [NAME ...] [--check]      # needs numpy and onnx; --check needs onnxruntime
+    python scripts/bench/graphs.py FOLDER [NAME ...] [--check] [--half]      # needs numpy and onnx; --check needs onnxruntime
 
 Written: NAME.onnx, its weights NAME.data, and for each case CASE.npz with inputs (keys in:NAME). With --check the npz
 also has what onnxruntime gives (keys out:NAME). The spelling is that of PyTorch's exporters: norms, rotary embeddings and
 attention from their parts, BatchNorm behind its convolution. Weights are drawn from a fixed seed, scaled so that activations keep their
-size; only times and plans mean anything.
+size; only times and plans mean anything. With --half, inputs, weights and activations are float16; norms and rotary angles are computed in
+float32, as PyTorch does.
 
 bert_base (12 layers, 128 tokens), resnet50, mobilenetv3 (large), vit_b16 (12 layers, 197 tokens) have the widths and depths of
 the models they are named after; embeddings are cut to 1,000 rows. The Llama-shaped decoder has 4 layers of width 1024 (16 heads, 4 of keys
@@ -25,16 +26,25 @@ F32, I64 = TensorProto.FLOAT, TensorProto.INT64
 class Builder:
     """A graph op by op; what is not float32 is said."""
 
-    def __init__(self, name):
+    def __init__(self, name, half=False):
         self.name, self.nodes, self.initializers, self.inputs, self.outputs = name, [], {}, [], []
+        self.half, self.dtype, self.element = half, np.float16 if half else np.float32, TensorProto.FLOAT16 if half else F32
 
-    def input(self, name, shape, dtype=F32):
-        self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+    def input(self, name, shape, dtype=None):
+        self.inputs.append(helper.make_tensor_value_info(name, dtype or self.element, shape))
         return name
 
     def output(self, value, name, shape):
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
-        self.outputs.append(helper.make_tensor_value_info(name, F32, shape))
+        self.outputs.append(helper.make_tensor_value_info(name, self.element, shape))
+
+    def wide(self, x):
+        """In float32."""
+        return self.op("Cast", x, to=F32) if self.half else x
+
+    def narrow(self, x):
+        """In the dtype of activations."""
+        return self.op("Cast", x, to=self.element) if self.half else x
 
     def op(self, op, *inputs, outputs=1, **attributes):
         name = f"{op}_{len(self.nodes)}"
@@ -46,8 +56,8 @@ class Builder:
         self.initializers.setdefault(name, numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
-    def const(self, value, dtype=np.float32):
-        value = np.array(value, dtype)
+    def const(self, value, dtype=None):
+        value = np.array(value, dtype or self.dtype)
         return self.array(f"const_{zlib.crc32(value.tobytes() + str((value.dtype, value.shape)).encode()):08x}", value)
 
     def ints(self, *values):
@@ -56,11 +66,11 @@ class Builder:
     def weight(self, name, *shape, fan_in=None):
         random = np.random.default_rng(zlib.crc32(name.encode()))
         scale = 1 / np.sqrt(fan_in or shape[0])
-        return self.array(name, random.standard_normal(shape, np.float32) * np.float32(scale))
+        return self.array(name, (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(self.dtype))
 
     def near_one(self, name, *shape):
         random = np.random.default_rng(zlib.crc32(name.encode()))
-        return self.array(name, 1 + 0.1 * random.standard_normal(shape, np.float32))
+        return self.array(name, (1 + 0.1 * random.standard_normal(shape, np.float32)).astype(self.dtype))
 
     def save(self, folder):
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values()))
@@ -76,14 +86,16 @@ class Builder:
         return self.op("Add", self.weight(f"{name}.bias", n_out, fan_in=100), y) if bias else y
 
     def layer_norm(self, x, name, width):
+        x = self.wide(x)
         centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1]))
-        var = self.op("ReduceMean", self.op("Pow", centred, self.const(2.0)), axes=[-1])
-        unit = self.op("Div", centred, self.op("Sqrt", self.op("Add", var, self.const(1e-12))))
+        var = self.op("ReduceMean", self.op("Pow", centred, self.const(2.0, np.float32)), axes=[-1])
+        unit = self.narrow(self.op("Div", centred, self.op("Sqrt", self.op("Add", var, self.const(1e-12, np.float32)))))
         return self.op("Add", self.op("Mul", unit, self.near_one(f"{name}.weight", width)), self.weight(f"{name}.bias", width, fan_in=100))
 
     def rms_norm(self, x, name, width):
-        square = self.op("ReduceMean", self.op("Pow", x, self.const(2.0)), axes=[-1])
-        unit = self.op("Mul", x, self.op("Reciprocal", self.op("Sqrt", self.op("Add", square, self.const(1e-5)))))
+        x = self.wide(x)
+        square = self.op("ReduceMean", self.op("Pow", x, self.const(2.0, np.float32)), axes=[-1])
+        unit = self.narrow(self.op("Mul", x, self.op("Reciprocal", self.op("Sqrt", self.op("Add", square, self.const(1e-5, np.float32))))))
         return self.op("Mul", self.near_one(f"{name}.weight", width), unit)
 
     def gelu(self, x):
@@ -135,15 +147,15 @@ def encoder(b, x, layers, tokens, width, heads, norm, mask=None):
     return x
 
 
-def bert_base(tokens=128, layers=12, width=768, heads=12):
-    b = Builder("bert_base")
+def bert_base(half, tokens=128, layers=12, width=768, heads=12):
+    b = Builder("bert_base", half)
     ids, keep = b.input("input_ids", [1, tokens], I64), b.input("attention_mask", [1, tokens], I64)
     kind = b.input("token_type_ids", [1, tokens], I64)
     word = b.op("Gather", b.weight("words", 1000, width, fan_in=1), ids)
     x = b.op("Add", b.op("Add", word, b.op("Gather", b.weight("kinds", 2, width, fan_in=1), kind)), b.weight("positions", 1, tokens, width, fan_in=1))
     x = b.layer_norm(x, "embeddings", width)
-    off = b.op("Sub", b.const(1.0), b.op("Cast", b.op("Unsqueeze", keep, b.ints(1, 2)), to=F32))
-    mask = b.op("Mul", off, b.const(np.finfo(np.float32).min))
+    off = b.op("Sub", b.const(1.0), b.op("Cast", b.op("Unsqueeze", keep, b.ints(1, 2)), to=b.element))
+    mask = b.op("Mul", off, b.const(np.finfo(b.dtype).min))
     x = encoder(b, x, layers, tokens, width, heads, "after", mask)
     b.output(x, "last_hidden_state", [1, tokens, width])
     pooled = b.op("Tanh", b.linear(b.op("Gather", x, b.const(0, np.int64), axis=1), "pooler", width, width))
@@ -151,8 +163,8 @@ def bert_base(tokens=128, layers=12, width=768, heads=12):
     return b
 
 
-def vit_b16(size=224, patch=16, layers=12, width=768, heads=12):
-    b = Builder("vit_b16")
+def vit_b16(half, size=224, patch=16, layers=12, width=768, heads=12):
+    b = Builder("vit_b16", half)
     side = size // patch
     image = b.input("image", [1, 3, size, size])
     w = b.weight("patch", width, 3, patch, patch, fan_in=3 * patch * patch)
@@ -167,8 +179,8 @@ def vit_b16(size=224, patch=16, layers=12, width=768, heads=12):
     return b
 
 
-def resnet50():
-    b = Builder("resnet50")
+def resnet50(half):
+    b = Builder("resnet50", half)
     x = b.op("Relu", b.conv_bn(b.input("image", [1, 3, 224, 224]), "stem", 3, 64, 7, 2))
     x = b.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     c_in = 64
@@ -185,9 +197,9 @@ def resnet50():
     return b
 
 
-def mobilenetv3():
+def mobilenetv3(half):
     """MobileNetV3-Large."""
-    b = Builder("mobilenetv3")
+    b = Builder("mobilenetv3", half)
 
     def act(x, kind):
         return x if kind is None else b.op({"relu": "Relu", "hswish": "HardSwish"}[kind], x)
@@ -229,9 +241,9 @@ LAYERS, WIDTH, HEADS, KV_HEADS, INNER, WORDS, PAST = 4, 1024, 16, 4, 2816, 4096,
 DEPTH = WIDTH // HEADS
 
 
-def llama(name, past):
+def llama(name, past, half):
     """A decoder as Llama's: rotary embedding, grouped queries, RMS norms, SwiGLU. With `past`, keys and values of earlier positions are inputs."""
-    b = Builder(name)
+    b = Builder(name, half)
     tokens = 1 if past else "tokens"
     ids, positions = b.input("input_ids", ["batch", tokens], I64), b.input("position_ids", ["batch", tokens], I64)
     x = b.op("Gather", b.weight("words", WORDS, WIDTH, fan_in=1), ids)
@@ -239,7 +251,7 @@ def llama(name, past):
     frequency = b.array("inv_freq", (10000.0 ** (-np.arange(0, DEPTH, 2, dtype=np.float32) / DEPTH)).reshape(1, 1, -1).astype(np.float32))
     angle = b.op("Mul", b.op("Unsqueeze", b.op("Cast", positions, to=F32), b.ints(2)), frequency)
     angle = b.op("Unsqueeze", b.op("Concat", angle, angle, axis=2), b.ints(1))
-    cos, sin = b.op("Cos", angle), b.op("Sin", angle)
+    cos, sin = b.narrow(b.op("Cos", angle)), b.narrow(b.op("Sin", angle))
 
     def rotate(y):
         half = DEPTH // 2
@@ -250,7 +262,7 @@ def llama(name, past):
     mask = None
     if not past:
         rows, columns = b.op("Unsqueeze", positions, b.ints(1, 3)), b.op("Unsqueeze", positions, b.ints(1, 2))
-        mask = b.op("Where", b.op("LessOrEqual", columns, rows), b.const(0.0), b.const(np.finfo(np.float32).min))
+        mask = b.op("Where", b.op("LessOrEqual", columns, rows), b.const(0.0), b.const(np.finfo(b.dtype).min))
     for layer in range(LAYERS):
         at = f"layer{layer}"
         y = b.rms_norm(x, f"{at}.norm1", WIDTH)
@@ -281,8 +293,8 @@ MODELS = {
     "resnet50": resnet50,
     "mobilenetv3": mobilenetv3,
     "vit_b16": vit_b16,
-    "llama_decode": lambda: llama("llama_decode", True),
-    "llama_prefill": lambda: llama("llama_prefill", False),
+    "llama_decode": lambda half: llama("llama_decode", True, half),
+    "llama_prefill": lambda half: llama("llama_prefill", False, half),
 }
 # A case, its model, its sizes.
 CASES = {
@@ -302,8 +314,8 @@ def inputs(model, sizes):
     random, arrays = np.random.default_rng(1), {}
     for port in model.graph.input:
         shape = [d.dim_value or sizes[d.dim_param] for d in port.type.tensor_type.shape.dim]
-        if port.type.tensor_type.elem_type == F32:
-            arrays[port.name] = random.standard_normal(shape, np.float32)
+        if port.type.tensor_type.elem_type in (F32, TensorProto.FLOAT16):
+            arrays[port.name] = random.standard_normal(shape, np.float32).astype(helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type))
         elif port.name == "position_ids":
             arrays[port.name] = np.broadcast_to(np.arange(shape[1]) + sizes.get("past", 0), shape).astype(np.int64)
         elif port.name == "attention_mask":
@@ -322,7 +334,7 @@ def main():
             continue
         path = folder / f"{name}.onnx"
         if not path.exists():
-            MODELS[name]().save(folder)
+            MODELS[name]("--half" in sys.argv).save(folder)
         arrays = inputs(onnx.load(path, load_external_data=False), sizes)
         saved = {f"in:{k}": v for k, v in arrays.items()}
         if "--check" in sys.argv:
