@@ -11,7 +11,7 @@ use pavage_passes::{
     precision::{
         self, Layer, Precision,
         choice::{self, Offer},
-        quantise::{Observed, Scale},
+        quantise::{LEAST_VALUES, Observed, Scale},
     },
 };
 use pavage_runtime::DType;
@@ -46,13 +46,14 @@ pub(crate) fn apply(graph: &mut Graph, options: &PrecisionOptions, ctx: &Ctx, ar
     options.samples.iter().try_for_each(|s| check(graph, s))?;
     passes::run(graph, ctx, PREPARE)?;
     let layers = precision::layers(graph, &options.wanted.precisions(), options.storage, &ctx.costs)?;
-    let mut search = Search { graph, layers, options, around, ranges: BTreeMap::new(), errors: vec![], truth: vec![] };
+    let mut search = Search { graph, layers, options, around, ranges: BTreeMap::new(), errors: vec![], truth: vec![], notes: vec![] };
     if !options.samples.is_empty() {
         search.observe()?;
         search.measure()?;
     }
     let (chosen, moved) = search.choose()?;
-    let report = PrecisionReport { layers: search.report(&chosen), moved: moved.map(|m| (around.device, m)).into_iter().collect() };
+    let report =
+        PrecisionReport { layers: search.report(&chosen), moved: moved.map(|m| (around.device, m)).into_iter().collect(), notes: search.notes.clone() };
     let new = precision::apply(search.graph, &search.layers, &chosen, &search.ranges)?;
     *graph = new;
     Ok(report)
@@ -89,6 +90,7 @@ struct Search<'a> {
     errors: Vec<Vec<f64>>,
     /// The model's float outputs for each sample.
     truth: Vec<Floats>,
+    notes: Vec<String>,
 }
 
 impl Search<'_> {
@@ -123,6 +125,14 @@ impl Search<'_> {
             })?;
         }
         self.truth = truth;
+        for (v, _) in values.iter().zip(&seen).filter(|(_, o)| o.too_few(self.options.method)) {
+            let readers: Vec<&str> = self.layers.iter().filter(|l| self.graph.operands(l.value.node)[0] == *v).map(|l| l.name.as_str()).collect();
+            self.notes.push(format!(
+                "the samples have fewer than {LEAST_VALUES} values of what {} reads: its range is that of the smallest and the largest, not by {}",
+                readers.join(" and "),
+                self.options.method.name()
+            ));
+        }
         self.ranges = values.into_iter().zip(&seen).map(|(v, o)| (v, Scale::of(o.range(self.options.method)))).collect();
         Ok(())
     }

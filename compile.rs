@@ -244,6 +244,7 @@ fn plans(
                 programs.iter_mut().for_each(|p| remember(p, &report));
                 precision.layers.extend(report.layers);
                 precision.moved.extend(report.moved);
+                precision.notes.extend(report.notes);
                 made.push((ctx, programs));
                 first.get_or_insert(optimised);
                 made.len() - 1

@@ -182,6 +182,8 @@ pub struct PrecisionReport {
     pub layers: Vec<LayerReport>,
     /// The model's outputs against those in f32, where there are samples: one a kind of device.
     pub moved: Vec<(&'static str, Moved)>,
+    /// What was asked for and could not be done as asked.
+    pub notes: Vec<String>,
 }
 
 #[cfg(test)]

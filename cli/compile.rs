@@ -140,6 +140,7 @@ fn print(report: &PrecisionReport) {
         let gain = if l.gain_ns > 0.0 { format!("{} of {}", text::time(l.gain_ns), text::time(l.predicted_ns)) } else { "-".into() };
         format!("{:<4} {:<5} {gain:<22} {error:<8} {}{}{}", l.device, l.precision.name(), l.layer, if l.why.is_empty() { "" } else { ": " }, l.why)
     };
+    report.notes.iter().for_each(remark);
     say(format!("{:<4} {:<5} {:<22} {:<8} layer", "on", "in", "predicted to save", "error"));
     report.layers.iter().for_each(|l| say(line(l)));
     report.moved.iter().for_each(|(device, moved)| say(format!("outputs for {device} on the samples, against f32: {moved}")));
@@ -154,7 +155,7 @@ fn to_json(report: &PrecisionReport) -> serde_json::Value {
         })
     };
     let moved = report.moved.iter().map(|(device, m)| json!({"device": device, "cos": m.cos, "top1": m.top1}));
-    json!({"layers": report.layers.iter().map(layer).collect::<Vec<_>>(), "outputs": moved.collect::<Vec<_>>()})
+    json!({"layers": report.layers.iter().map(layer).collect::<Vec<_>>(), "outputs": moved.collect::<Vec<_>>(), "notes": report.notes})
 }
 
 /// `--emit`

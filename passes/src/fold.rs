@@ -131,8 +131,7 @@ fn push_scale(graph: &Graph, r: &mut Rebuild, v: Value) -> Result<Option<Value>,
                 let Some(factor) = along(r, &scale, channel, &ty, shape, parts[1], graph)? else { continue };
                 let weights = r.value(parts[1]);
                 let weights = r.add(Op::Map(ScalarFn::Mul), &[weights, factor])?;
-                let x = r.value(parts[0]);
-                return Ok(Some(r.add(op.clone(), &[x, weights])?));
+                return Ok(Some(scaled_product(graph, r, (x, v), op, weights)?));
             }
             Some(op @ Op::MatMul { .. }) if ty.dtype.is_float() => {
                 let parts = graph.operands(x.node);
@@ -143,8 +142,7 @@ fn push_scale(graph: &Graph, r: &mut Rebuild, v: Value) -> Result<Option<Value>,
                 let Some(factor) = along(r, &scale, ty.rank() - 1, &ty, shape, parts[1], graph)? else { continue };
                 let weights = r.value(parts[1]);
                 let weights = r.add(Op::Map(ScalarFn::Mul), &[weights, factor])?;
-                let x = r.value(parts[0]);
-                return Ok(Some(r.add(op.clone(), &[x, weights])?));
+                return Ok(Some(scaled_product(graph, r, (x, v), op, weights)?));
             }
             Some(Op::Map(f @ (ScalarFn::Add | ScalarFn::Sub))) if ty.dtype.is_float() => {
                 let parts = graph.operands(x.node);
@@ -168,6 +166,14 @@ fn push_scale(graph: &Graph, r: &mut Rebuild, v: Value) -> Result<Option<Value>,
         }
     }
     Ok(None)
+}
+
+/// The product `x` with other weights, in the place of `v`: it does the work of both.
+fn scaled_product(graph: &Graph, r: &mut Rebuild, (x, v): (Value, Value), op: &Op, weights: Value) -> Result<Value, PassError> {
+    let operand = r.value(graph.operands(x.node)[0]);
+    let new = r.add(op.clone(), &[operand, weights])?;
+    r.new.set_source(new.node, graph[x.node].source.iter().chain(&graph[v.node].source).cloned().collect());
+    Ok(new)
 }
 
 /// `b * s` computed before broadcasting where both are broadcasts of one shape.

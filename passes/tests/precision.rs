@@ -1,5 +1,5 @@
 //! Precision: quantisers against independent arithmetic, and layers in fewer bits against what they were.
-use pavage_ir::{DType, Graph, Op, Scalar, ScalarFn, Tensor, TensorType, Value, eval};
+use pavage_ir::{DType, Graph, Op, Scalar, ScalarFn, Tensor, TensorType, Value, attr::Layout, eval};
 use pavage_passes::{
     self as passes, Ctx,
     eqsat::cost,
@@ -127,6 +127,31 @@ fn ranges_cut_what_is_rare_and_far() {
     assert_eq!(grid.number(grid.step(0.0)), 0.0);
 }
 
+/// Half of what a ReLU leaves is 0: that, and the chance of few values, must not cut the range.
+#[test]
+fn entropy_keeps_what_a_relu_leaves_however_few_the_values() {
+    for (n, symmetric) in [(3_000, false), (3_000, true), (30_000, false), (300_000, false), (300_000, true)] {
+        let mut random = Random(n as u64);
+        let values: Vec<f32> = (0..n).map(|_| random.normal() as f32).map(|v| if symmetric { v } else { v.max(0.0) }).collect();
+        let mut seen = Observed::default();
+        seen.widen(&values);
+        seen.count(&values);
+        let error = |range| {
+            let grid = Scale::of(range);
+            values.iter().map(|v| (grid.number(grid.step(f64::from(*v))) - f64::from(*v)).powi(2)).sum::<f64>()
+        };
+        assert!(!seen.too_few(Method::Entropy));
+        let (cut, whole) = (error(seen.range(Method::Entropy)), error(seen.range(Method::MinMax)));
+        assert!(cut < 1.5 * whole, "{n} {symmetric}: {cut} against {whole}, {:?}", seen.range(Method::Entropy));
+    }
+    let mut few = Observed::default();
+    let values: Vec<f32> = (0..500).map(|i| i as f32).collect();
+    few.widen(&values);
+    few.count(&values);
+    assert!(few.too_few(Method::Entropy) && !few.too_few(Method::Mse));
+    assert_eq!(few.range(Method::Entropy), (0.0, 499.0));
+}
+
 /// `relu(x @ a) @ b`.
 fn two_layers(random: &mut Random) -> (Graph, Vec<Value>) {
     let mut g = Graph::new("two");
@@ -187,6 +212,31 @@ fn layers_in_every_precision_stay_close_and_the_probe_says_how_close() {
             assert!((measured - relative(&want, &got)).abs() <= 1e-3 * measured, "{wanted}");
         }
     }
+}
+
+/// A batch norm after a convolution goes into its weights; the layer is the convolution all the same.
+#[test]
+fn layers_go_by_the_name_of_their_product() {
+    let mut random = Random(8);
+    let mut graph = Graph::new("named");
+    let x = graph.input("x", TensorType::new(DType::F32, [1usize, 8, 6, 6]));
+    let w = graph.constant(random.tensor(&[8, 8, 1, 1]));
+    let window = Op::Conv { strides: vec![1, 1], dilations: vec![1, 1], lo: vec![0, 0], hi: vec![0, 0], groups: 1, layout: Layout::ChannelsFirst };
+    let mut y = graph.add(window, &[x, w]).unwrap();
+    graph.set_source(y.node, vec!["stem/conv".into()]);
+    for f in [ScalarFn::Mul, ScalarFn::Add] {
+        let k = graph.constant(random.tensor(&[1, 8, 1, 1]));
+        let k = graph.add(Op::Broadcast { shape: graph.ty(y).shape.clone() }, &[k]).unwrap();
+        y = graph.add(Op::Map(f), &[y, k]).unwrap();
+        graph.set_source(y.node, vec!["stem/bn".into()]);
+    }
+    graph.output("y", y);
+    let ctx = Ctx { costs: cost::CPU, ..Ctx::default() };
+    passes::run(&mut graph, &ctx, passes::PIPELINE).unwrap();
+    let layers = precision::layers(&graph, &[Precision::W8], Storage::default(), &ctx.costs).unwrap();
+    assert_eq!(layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["stem/conv"]);
+    let product = graph[layers[0].value.node].source.clone();
+    assert_eq!(product, ["stem/bn", "stem/conv"]);
 }
 
 #[test]

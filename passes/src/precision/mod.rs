@@ -103,7 +103,7 @@ pub fn layers(graph: &Graph, wanted: &[Precision], storage: Storage, costs: &Cos
         let v = Value::from(id);
         let Some(Op::Conv { .. } | Op::MatMul { out: DType::F32 }) = graph.op(id) else { continue };
         let Some(w) = graph.as_const(graph.operands(id)[1]).filter(|w| w.dtype() == DType::F32 && w.count() > 0) else { continue };
-        let name = if graph[id].source.is_empty() { format!("{}{}", graph.op(id).map_or("", Op::mnemonic), found.len()) } else { graph[id].source.join(", ") };
+        let name = name(graph, v).unwrap_or_else(|| format!("{}{}", graph.op(id).map_or("", Op::mnemonic), found.len()));
         let mut layer = Layer { value: v, name, cost: price(graph, v, None, costs)?, variants: vec![], refused: vec![] };
         for &precision in wanted.iter().filter(|p| **p != Precision::F32) {
             match variant(graph, v, w, precision, storage, costs) {
@@ -117,6 +117,21 @@ pub fn layers(graph: &Graph, wanted: &[Precision], storage: Storage, costs: &Cos
         found.push(layer);
     }
     Ok(found)
+}
+
+/// The model's nodes that a product is of; not those whose scale was folded into its weights, and whose bias comes after it.
+fn name(graph: &Graph, v: Value) -> Option<String> {
+    let after: Vec<&String> = match graph.users(v)[..] {
+        [(user, _)] if graph.op(user) == Some(&Op::Map(ScalarFn::Add)) => graph[user].source.iter().collect(),
+        _ => vec![],
+    };
+    let all = &graph[v.node].source;
+    let own: Vec<&str> = all.iter().filter(|s| !after.contains(s)).map(String::as_str).collect();
+    match (own.is_empty(), all.is_empty()) {
+        (_, true) => None,
+        (true, _) => Some(all.join(", ")),
+        _ => Some(own.join(", ")),
+    }
 }
 
 /// Number of products that a sum of the layer has, and the axis of the weights that runs over them where it is one.
