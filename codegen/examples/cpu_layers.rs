@@ -71,6 +71,14 @@ fn conv(size: usize, c: usize, o: usize, kernel: usize, stride: usize, groups: u
     }
 }
 
+/// The same of an image whose channels are planes.
+fn planes(size: usize, c: usize, o: usize, kernel: usize, stride: usize, count: usize) -> Layer {
+    let Layer { name, flops, mut region, .. } = conv(size, c, o, kernel, stride, 1, count);
+    region.args[0] = TensorType::new(DType::F32, [1, c, size, size]);
+    region.exprs[0].0 = Expr::Load { arg: 0, index: [0, 3, 1, 2].map(Dim::axis).to_vec(), guard: None };
+    Layer { name: name.replace("conv", "planes"), count, flops, region }
+}
+
 fn product(m: usize, n: usize, k: usize, count: usize) -> Layer {
     let mut r = Region::new("product", vec![Dim::from(m), Dim::from(n)]);
     r.args = vec![TensorType::new(DType::F32, [m, k]), TensorType::new(DType::F32, [k, n])];
@@ -104,6 +112,11 @@ fn layers() -> Vec<Layer> {
     all.push(conv(7, 320, 1280, 1, 1, 1, 1));
     all.push(product(1, 1000, 1280, 1));
     all.extend([(512, 512, 512), (1024, 1024, 1024), (128, 3072, 768), (128, 768, 3072), (197, 768, 768), (8, 1152, 576)].map(|(m, n, k)| product(m, n, k, 0)));
+    all.extend(
+        [(224, 3, 32, 3, 2), (224, 1, 32, 3, 1), (112, 16, 32, 3, 1), (56, 64, 64, 3, 1), (56, 64, 64, 1, 1), (14, 256, 256, 1, 1)]
+            .map(|(size, c, o, k, s)| planes(size, c, o, k, s, 0)),
+    );
+    all.extend([(112, 16, 32, 3), (56, 64, 64, 1), (14, 256, 256, 1)].map(|(size, c, o, k)| conv(size, c, o, k, 1, 1, 0)));
     all.extend([(56, 64), (28, 128), (14, 256), (7, 512)].map(|(size, c)| conv(size, c, c, 3, 1, 1, 0)));
     all
 }

@@ -396,8 +396,8 @@ pub(crate) fn unpacked(region: &Region, id: ExprId) -> ExprId {
     }
 }
 
-/// Whether the heart's operands are loads that a tiled kernel can make: strided for a contraction, whole for windows. Weights
-/// may be packed.
+/// Whether the heart's operands are loads that a tiled kernel can make: strided for a contraction, whole for windows, though a
+/// convolution may read its image in any order of its axes. Weights may be packed.
 fn plain(region: &Region) -> bool {
     let load = |id: ExprId| match region.expr(id) {
         Expr::Load { arg, index, guard: None } => Some((*arg, index.clone())),
@@ -408,7 +408,10 @@ fn plain(region: &Region) -> bool {
         Heart::Contract { lhs, rhs, .. } => [*lhs, unpacked(region, *rhs)]
             .into_iter()
             .all(|id| load(id).is_some_and(|(_, index)| (0..=region.space.len()).all(|k| index.iter().all(|d| d.affine_in(k).is_some())))),
-        Heart::Conv { x, w, .. } => identity(*x) && identity(unpacked(region, *w)),
+        Heart::Conv { x, w, input, .. } => {
+            let whole = |index: &[Dim]| index.len() == input.len() && (0..input.len()).all(|k| index.contains(&Dim::axis(k)));
+            load(*x).is_some_and(|(_, index)| whole(&index)) && identity(unpacked(region, *w))
+        }
         Heart::Pool { x, .. } => identity(*x),
         Heart::Attention { q, k, v, .. } => [*q, *k, *v]
             .into_iter()

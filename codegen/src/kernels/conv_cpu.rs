@@ -6,6 +6,10 @@
 //! along the row is made real: input rows are copied into scratch with zeros at their ends, once for a block of output rows
 //! and all output channels, where prologue expressions and conversions of narrow types happen too. Inputs without such
 //! padding are read in place. Weights are packed as `[groups, o / lanes, kernel..., c, lanes]`.
+//!
+//! An input whose pixels lie side by side in memory and whose channels apart, such as an image as most models take it, is
+//! read as it is: scratch rows are planes of one channel each, the taps of a plane's row are the contracted axis and channels a
+//! loop around it. Weights are then packed with `c` before the last axis of the kernel.
 use super::{
     ArgFacts, Built, CpuShape, Family, KernelError, Pack,
     expr::{Env, Point, VectorAxis},
@@ -147,6 +151,11 @@ impl<'r> Conv<'r> {
         Some((arg, at, strides))
     }
 
+    /// Whether pixels of a row lie side by side in memory, channels apart.
+    fn is_planar(&self) -> bool {
+        self.math == Math::F32 && self.groups == 1 && self.c > 1 && self.plain_x().is_some_and(|(.., s)| s[2].is(1) && !s[3].is(1))
+    }
+
     /// The taps of the window's height that lie inside the input for output row `oh`: first and end.
     pub(super) fn rows_inside(&self, b: &mut Builder, oh: Val, h: Val) -> (Val, Val) {
         let (stride, dilation) = (self.strides[0] as i64, self.dilations[0] as i64);
@@ -179,6 +188,8 @@ impl<'r> Conv<'r> {
 struct Plan {
     /// Whether input rows are copied into scratch.
     staged: bool,
+    /// Whether channels are planes of pixels, in memory and in scratch.
+    planar: bool,
     /// Whether taps along the width and channels are one contracted axis.
     joined: bool,
     /// Channels of a scratch pixel (all groups).
@@ -199,11 +210,13 @@ fn plan(conv: &Conv<'_>, cpu: &Cpu, schedule: &Schedule) -> Plan {
     let channels = conv.c * conv.groups;
     // Each group's channels start at a whole pair.
     let pixel = conv.c.next_multiple_of(group) * conv.groups;
-    let joined_shape = conv.groups == 1 && conv.dilations[1] == 1;
+    let planar = conv.is_planar();
+    let joined_shape = conv.groups == 1 && conv.dilations[1] == 1 && !planar;
+    let side_by_side = |s: &[Dim; 4]| if planar { true } else { s[3].is(1) && s[2] == Dim::from(channels) };
     let direct = conv.math == Math::F32
         && conv.lo[1] == 0
         && conv.hi[1] == 0
-        && conv.plain_x().is_some_and(|(arg, _, s)| conv.region.args[arg].dtype == DType::F32 && s[3].is(1) && s[2] == Dim::from(channels));
+        && conv.plain_x().is_some_and(|(arg, _, s)| conv.region.args[arg].dtype == DType::F32 && side_by_side(&s));
     let reach = (conv.kernel[1] - 1) * conv.dilations[1] + 1;
     let row_pixels = (conv.ow.clone() - Dim::one()) * Dim::from(conv.strides[1]) + Dim::from(reach);
     let tall = (conv.kernel[0] - 1) * conv.dilations[0] + 1;
@@ -220,6 +233,7 @@ fn plan(conv: &Conv<'_>, cpu: &Cpu, schedule: &Schedule) -> Plan {
     let blocks = oh.div_ceil(block);
     let block = if oh == i64::MAX as usize { block } else { oh.div_ceil(blocks) };
     Plan {
+        planar,
         staged: !direct,
         joined: joined_shape,
         pixel,
@@ -274,7 +288,11 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let walk = Walk {
         batch: vec![(conv.groups, so * conv.o as i64)],
         n: (conv.o, so),
-        k: vec![(conv.kernel[0], sh), (conv.kernel[1], sw), (conv.c, sc)],
+        k: if plan.planar {
+            vec![(conv.kernel[0], sh), (conv.c, sc), (conv.kernel[1], sw)]
+        } else {
+            vec![(conv.kernel[0], sh), (conv.kernel[1], sw), (conv.c, sc)]
+        },
         start: conv.weights.1.rest.as_const().unwrap_or(0),
         width: plan.lanes,
         group: conv.math.group(),
@@ -415,12 +433,59 @@ impl Cx<'_> {
         b.for_(from, bottom, 1, &[], |b, ih, _| {
             let slot = b.sub(ih, top);
             let row = b.mul(slot, self.row);
+            if plan.planar {
+                self.planes(b, env, scratch, [n, ih], valid, row, &fill);
+                return vec![];
+            }
             let content = b.add_i(row, lead);
             fill(b, row, content);
             self.copy(b, env, scratch, [n, ih], valid, content);
             let used = b.mul_i(valid, plan.pixel as i64);
             let used = b.add(content, used);
             let end = b.add(row, self.row);
+            fill(b, used, end);
+            vec![]
+        });
+    }
+
+    /// Copy `valid` pixels of input row `(n, h)` of every channel to `to` in scratch, one channel after the other, with zeros before
+    /// and after.
+    #[expect(clippy::too_many_arguments, reason = "the coordinates of one row")]
+    fn planes(&self, b: &mut Builder, env: &mut Env<'_>, scratch: Buf, [n, h]: [Val; 2], valid: Val, to: Val, fill: &dyn Fn(&mut Builder, Val, Val)) {
+        let (conv, lanes) = (self.conv, self.plan.lanes);
+        let Some((arg, at, s)) = conv.plain_x() else { return };
+        let base = origin(b, env, &at, &[(n, &s[0]), (h, &s[1])]);
+        let (buf, plane) = (env.args[arg], env.size(b, &s[3]));
+        let (zero, channels) = (b.index(0), b.index(conv.c as i64));
+        let whole = b.div_i(valid, lanes as i64);
+        let whole = b.mul_i(whole, lanes as i64);
+        let left = b.sub(valid, whole);
+        let some = b.gt(left, zero);
+        b.for_(zero, channels, 1, &[], |b, c, _| {
+            let from = b.mul(c, plane);
+            let from = b.add(base, from);
+            let row = b.mul(c, self.pixels);
+            let row = b.add(to, row);
+            let content = b.add_i(row, conv.lo[1]);
+            fill(b, row, content);
+            let put = |b: &mut Builder, i: Val, v: Val| {
+                let v = b.cast(v, conv.math.staged());
+                let at = b.add(content, i);
+                b.store(scratch, at, v);
+            };
+            b.for_(zero, whole, lanes as i64, &[], |b, i, _| {
+                let at = b.add(from, i);
+                let v = b.load(buf, at, lanes);
+                put(b, i, v);
+                vec![]
+            });
+            b.when(some, |b| {
+                let at = b.add(from, whole);
+                let v = b.load_upto(buf, at, lanes, left);
+                put(b, whole, v);
+            });
+            let used = b.add(content, valid);
+            let end = b.add(row, self.pixels);
             fill(b, used, end);
             vec![]
         });
@@ -513,6 +578,11 @@ impl Cx<'_> {
         // The left operand: where row 0 of the window starts, elements between its rows, its memory.
         let one = b.index(1);
         let channel = b.mul_i(at.group, padded as i64);
+        // Elements between channels where they are planes.
+        let plane = match conv.plain_x() {
+            Some((.., s)) if self.scratch.is_none() => env.size(b, &s[3]),
+            _ => self.pixels,
+        };
         let (buf, base, tap_row) = match (self.scratch, conv.plain_x()) {
             (Some(scratch), _) => {
                 let slot = b.sub(at.y, at.oh0);
@@ -530,7 +600,7 @@ impl Cx<'_> {
         };
         let base = b.add(base, channel);
         let buf = if group == 1 { buf } else { b.alias(buf, DType::I32, 0) };
-        let pixel = (plan.pixel / group) as i64;
+        let pixel = if plan.planar { 1 } else { (plan.pixel / group) as i64 };
         let panel = b.mul_i(at.group, self.walk.panels() as i64);
         let panel = b.add(panel, at.vector);
         let panel = b.mul_i(panel, self.walk.panel() as i64);
@@ -549,7 +619,7 @@ impl Cx<'_> {
         micro::cover(b, rows, mr, &mut |b, mr, x0| {
             let tile = Tile { mr, nv, lanes, math: conv.math, unroll: plan.unroll };
             let zeros = micro::zeros(b, tile);
-            let across = b.mul_i(x0, (conv.strides[1] * plan.pixel) as i64);
+            let across = b.mul_i(x0, conv.strides[1] as i64 * pixel * group as i64);
             let base = b.add(base, across);
             let row = b.index(conv.strides[1] as i64 * pixel);
             let acc = b.for_(first, end, 1, &zeros, |b, kh, acc| {
@@ -565,6 +635,9 @@ impl Cx<'_> {
                     let steps = b.index(row_steps as i64);
                     return micro::accumulate(b, tile, left, right, None, steps, acc.to_vec());
                 }
+                if plan.planar {
+                    return self.plane_taps(b, (tile, left, right), plane, acc);
+                }
                 let (zero, taps) = (b.index(0), b.index(conv.kernel[1] as i64));
                 b.for_(zero, taps, 1, acc, |b, kw, acc| {
                     let d = b.mul_i(kw, conv.dilations[1] as i64 * pixel);
@@ -578,6 +651,24 @@ impl Cx<'_> {
             let axes = conv.axes([at.n, at.y, x0, column]);
             micro::write(b, env, tile, &acc, &axes, conv.width_axis(), columns);
         });
+    }
+}
+
+impl Cx<'_> {
+    /// One row of the window where channels are planes: a few channels are written out, more are a loop.
+    fn plane_taps(&self, b: &mut Builder, (tile, left, right): (Tile, Left, Right), plane: Val, acc: &[Val]) -> Vec<Val> {
+        let conv = self.conv;
+        let taps = conv.kernel[1];
+        let (steps, dilation) = (b.index(taps as i64), b.index(conv.dilations[1] as i64));
+        let one = |b: &mut Builder, c: Val, acc: &[Val]| {
+            let d = b.mul(c, plane);
+            let left = Left { base: b.add(left.base, d), step: dilation, ..left };
+            let d = b.mul_i(c, (taps * tile.lanes) as i64);
+            let right = Right { base: b.add(right.base, d), ..right };
+            micro::accumulate(b, Tile { unroll: 1, ..tile }, left, right, None, steps, acc.to_vec())
+        };
+        let (zero, channels) = (b.index(0), b.index(conv.c as i64));
+        b.for_(zero, channels, 1, acc, |b, c, acc| one(b, c, acc))
     }
 }
 

@@ -280,6 +280,8 @@ struct Convolution {
     /// 0: plain; 1: bias and clip; 2: scale of a channel and residual; 3: prologue.
     fused: usize,
     symbols: bool,
+    /// Whether channels are planes in memory.
+    planes: bool,
 }
 
 impl Convolution {
@@ -308,7 +310,12 @@ impl Convolution {
         let weights: Vec<Dim> = [channels, self.c].iter().chain(&self.kernel).map(|v| Dim::from(*v)).collect();
         let mut r = Region::new("conv", space.clone());
         let (first, acc) = types(self.dtype);
-        let x = operand(&mut r, first, input.clone(), axes(0, spatial + 2));
+        let x = if self.planes {
+            let order = || [0, spatial + 1].into_iter().chain(1..=spatial);
+            operand(&mut r, first, order().map(|axis| input[axis].clone()).collect(), order().map(Dim::axis).collect())
+        } else {
+            operand(&mut r, first, input.clone(), axes(0, spatial + 2))
+        };
         let w = operand(&mut r, self.dtype, weights.clone(), axes(0, spatial + 2));
         let (mut x, w) = centred(&mut r, x, w, if self.size[0].is_multiple_of(2) { 0 } else { 7 });
         let mut value = r.push(Expr::Acc(0), acc);
@@ -371,6 +378,7 @@ fn pointwise_convolutions_are_products() {
             dtype: [DType::F32, DType::F32, DType::F16, DType::I8][i % 4],
             fused: if i % 4 == 3 { i / 4 % 2 * 2 } else { i / 4 },
             symbols: i % 3 == 2,
+            planes: false,
         };
         cases.push(conv.case(&mut noise));
     }
@@ -409,6 +417,7 @@ fn convolutions_of_every_shape_are_right() {
             dtype,
             fused: if dtype == DType::I8 { i % 2 * 2 } else { i % 4 },
             symbols: i % 5 == 1,
+            planes: i % 3 == 2,
         };
         cases.push(conv.case(&mut noise));
     }
@@ -428,6 +437,7 @@ fn convolutions_of_every_shape_are_right() {
             dtype: DType::F32,
             fused: 2,
             symbols: false,
+            planes: false,
         };
         cases.push(conv.case(&mut noise));
     }
@@ -462,6 +472,7 @@ fn depthwise_convolutions_are_right() {
             dtype,
             fused: if dtype == DType::I8 { i % 2 * 2 } else { i % 4 },
             symbols: i % 4 == 1,
+            planes: false,
         };
         cases.push(conv.case(&mut noise));
     }
@@ -506,6 +517,7 @@ fn register_tiles_stay_in_registers() {
         dtype: DType::F32,
         fused,
         symbols: false,
+        planes: false,
     };
     let cases = [
         (conv(14, 80, 480, 1, 1, 1), "gemm_cpu"),
@@ -618,6 +630,7 @@ fn convolutions_run_as_products_on_a_gpu() {
             dtype: [DType::F32, DType::F16, DType::F16][i % 3],
             fused: i / 3 % 4,
             symbols: i % 5 == 1,
+            planes: false,
         };
         cases.push(conv.case(&mut noise));
     }

@@ -142,7 +142,11 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
         let mut tries = 0;
         while let Some(state) = queue.pop_front() {
             let Some((state, Legal { members, args, formed })) = settle(s, root, state, costs) else { continue };
-            found.push(Candidate { members, args: args.clone(), cost: cost::predict(&formed.region, costs), folded: false });
+            let cost = cost::predict(&formed.region, costs);
+            if cost.is_infinite() {
+                continue;
+            }
+            found.push(Candidate { members, args: args.clone(), cost, folded: false });
             let joint = absorb_siblings(s, &state, &args);
             for next in joint.into_iter().chain(args.into_iter().flat_map(|arg| absorb(s, &state, arg))) {
                 tries += 1;
@@ -265,18 +269,22 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
     if state.len() >= MAX_MEMBERS || s.is_folded(arg) {
         return vec![];
     }
-    // Whoever reads it must be able to compute it on the way: a contraction reads through views, a window does not.
+    // Whoever reads it must be able to compute it on the way: a contraction reads through views, a window does not, but a
+    // convolution reads an image in any order of its axes.
     let read_by =
         |of: &dyn Fn(&Op) -> bool| state.values().any(|t| t.args.iter().any(|a| reads(s, state, *a, arg)) && matches!(&t.head, Head::Op(op) if of(op)));
-    if read_by(&|op| form::is_heart(op) && !matches!(op, Op::MatMul { .. } | Op::Attention { .. })) {
+    let window = read_by(&|op| form::is_heart(op) && !matches!(op, Op::MatMul { .. } | Op::Attention { .. }));
+    let readers = || state.values().filter(|t| t.args.iter().any(|a| reads(s, state, *a, arg)));
+    if window && !readers().all(|t| matches!(t.head, Head::Op(Op::Conv { .. })) && t.args[0] == arg && t.args[1] != arg) {
         return vec![];
     }
-    let views_only = read_by(&form::is_heart);
+    let views_only = !window && read_by(&form::is_heart);
     let terms = s.egraph[arg].nodes.iter().filter(|t| match &t.head {
         Head::Leaf(_) => false,
         Head::Op(op) => {
             !fuse::is_control(op)
                 && !form::is_opaque(op)
+                && (!window || matches!(op, Op::Transpose { .. }))
                 && (!views_only || form::is_view(op) && !is_apart(s, t))
                 && !t.args.contains(&arg)
                 && t.args.iter().all(|a| !state.contains_key(a) || !depends(s, state, *a, arg))
@@ -396,7 +404,9 @@ enum Views {
 /// The state's terms and the views they read through, operands first. `None` if they form a circle.
 fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id, Term)>> {
     let mut chosen = state.clone();
-    let mut stack: Vec<(Id, Views)> = state.keys().map(|id| (*id, Views::All)).collect();
+    // A convolution reads an image in another order, but through nothing else.
+    let images: Vec<Id> = state.values().filter(|t| matches!(t.head, Head::Op(Op::Conv { .. }))).map(|t| t.args[0]).collect();
+    let mut stack: Vec<(Id, Views)> = state.keys().map(|id| (*id, if images.contains(id) { Views::None } else { Views::All })).collect();
     while let Some((id, level)) = stack.pop() {
         let term = chosen[&id].clone();
         let Head::Op(op) = &term.head else { continue };

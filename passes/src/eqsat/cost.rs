@@ -46,6 +46,9 @@ pub struct Costs {
     pub scalar_ops_per_ns: f64,
     /// Reading or writing one element where its neighbours lie apart, and the bytes that come along.
     pub stray: (f64, f64),
+    /// Reading one element of a convolution's image that lies in memory plane by plane, channels apart, beyond what reading it
+    /// otherwise takes; infinite where kernels do not.
+    pub plane_ns: f64,
     /// Ending a row with a part of a vector.
     pub tail_ns: f64,
     /// Ending one reduction of one row.
@@ -88,6 +91,7 @@ pub const CPU: Costs = Costs {
     map_ops_per_ns: 110.0,
     scalar_ops_per_ns: 16.0,
     stray: (0.15, 64.0),
+    plane_ns: 0.4,
     tail_ns: 4.0,
     fold_ns: 8.0,
     edge_ns: 2.1,
@@ -128,6 +132,7 @@ pub const GPU: Costs = Costs {
     map_ops_per_ns: 10_000.0,
     scalar_ops_per_ns: 10_000.0,
     stray: (0.0, 32.0),
+    plane_ns: f64::INFINITY,
     tail_ns: 0.0,
     fold_ns: 0.02,
     edge_ns: 0.02,
@@ -214,8 +219,9 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
             let [batch @ .., m, n] = region.space.as_slice() else { return Price::default() };
             contract = 2.0 * size(k) * costs.tiled(product(batch), size(m), size(n), tile);
         }
-        Heart::Conv { window, groups, w, weights, input, .. } => {
+        Heart::Conv { window, groups, x, w, weights, input, .. } => {
             weight_bytes = loaded(*w);
+            around.ops += planes(region, *x, *groups, input, weights, costs) * costs.map_ops_per_ns;
             let (filters, taps) = (size(&weights[0]), product(&weights[1..]));
             let pixels = points / filters.max(1.0);
             if *groups > 1 && weights[1].is(1) {
@@ -284,6 +290,23 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let launch = costs.launch_ns + if contract > 0.0 { costs.fill_ns } else { 0.0 };
     let total = launch + compute.max(memory) + 0.1 * compute.min(memory);
     Price { launch, arithmetic: compute, memory, total }
+}
+
+/// Nanoseconds that a channels-last convolution of `groups` takes longer because its image lies in memory in another order.
+fn planes(region: &Region, x: ExprId, groups: usize, input: &[Dim], weights: &[Dim], costs: &Costs) -> f64 {
+    let Expr::Load { arg, index, .. } = region.expr(x) else { return 0.0 };
+    if index.iter().enumerate().all(|(i, d)| *d == Dim::axis(i)) {
+        return 0.0;
+    }
+    let pixels_last = index.last().is_some_and(|d| *d == Dim::axis(input.len().saturating_sub(2)));
+    let float = region.args[*arg as usize].dtype == DType::F32;
+    match weights[2..].iter().all(|d| d.is(1)) {
+        // A vector of channels at a time, or planes of columns.
+        _ if groups > 1 || !pixels_last || !float || costs.plane_ns.is_infinite() => f64::INFINITY,
+        // As in a matrix product whose left operand is transposed.
+        true => 0.0,
+        false => costs.plane_ns * input.iter().map(|d| costs.size(d)).product::<f64>(),
+    }
 }
 
 /// Elements of each argument that a kernel can touch: of a slice no more than the slice. Infinity where that is not known.
