@@ -239,6 +239,16 @@ impl Region {
         self.exprs[id.0 as usize].1
     }
 
+    /// Whether an expression, addresses aside, is computed from an argument of such a dtype.
+    pub fn loads_from(&self, id: ExprId, such: &dyn Fn(DType) -> bool) -> bool {
+        match self.expr(id) {
+            Expr::Load { arg, .. } => such(self.args[*arg as usize].dtype),
+            Expr::Call(_, xs) => xs.iter().any(|x| self.loads_from(*x, such)),
+            Expr::Cast(x) | Expr::Bits(x) => self.loads_from(*x, such),
+            Expr::Float(_) | Expr::Int(_) | Expr::Index(_) | Expr::Acc(_) => false,
+        }
+    }
+
     /// Extents of the axes an output expression may use: parallel, then reduced.
     pub fn axes(&self) -> Vec<Dim> {
         let mut axes = self.space.clone();

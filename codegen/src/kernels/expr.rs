@@ -84,6 +84,12 @@ impl Point {
         self.memo.insert((id, None), v);
     }
 
+    /// Take over what is known at `other`, the same row: accumulators, and values that were computed there.
+    pub fn learn(&mut self, other: &Point) {
+        self.accs.clone_from(&other.accs);
+        self.memo.extend(&other.memo);
+    }
+
     /// The same point with this vector axis.
     pub fn along(mut self, vector: Option<VectorAxis>) -> Point {
         self.vector = vector;

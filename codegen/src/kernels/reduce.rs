@@ -64,9 +64,10 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     match target {
         Target::Cpu(_) if along_pays => vec![along, across],
         Target::Cpu(_) => vec![across],
-        Target::Gpu(_) if along_pays && extent.is_none_or(|n| n >= 16) => {
+        Target::Gpu(gpu) if along_pays && extent.is_none_or(|n| n >= 16) => {
             let total: Dim = axes.iter().cloned().product();
-            vec![gpu_row(if total.as_const().is_some_and(|n| n <= 1024) { 32 } else { THREADS }), across]
+            let rows = flat.space.iter().map(|d| d.as_const().unwrap_or(16)).product();
+            vec![gpu_row(total.as_const().map_or(THREADS, |n| threads_a_row(rows, n, i64::from(gpu.sms)))), across]
         }
         Target::Gpu(gpu) => {
             // A thread a row leaves the machine empty when there are few long rows: threads share a row then, wherever it lies.
@@ -79,6 +80,18 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
             }
         }
     }
+}
+
+/// Elements of a row that a GPU thread holds in registers at most.
+const HELD: i64 = 16;
+
+/// GPU threads that share a row of `n` elements, which each holds a few of: more where `rows` alone would leave units idle.
+fn threads_a_row(rows: i64, n: i64, units: i64) -> i64 {
+    let mut threads = 32;
+    while threads < 1024 && (n > HELD * threads || n > 4 * threads && 2 * threads * rows <= 1024 * units) {
+        threads *= 2;
+    }
+    threads
 }
 
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &ArgFacts) -> Result<Built, KernelError> {
@@ -388,6 +401,7 @@ impl<'r> Rows<'r> {
             let at = split(b, env, row, &self.region.space);
             axes[..at.len()].copy_from_slice(&at);
             let mut p = Point::new(axes);
+            let mut held = self.held(b, env, &p, me, threads);
             let mut done = 0;
             for group in groups {
                 let exprs: Vec<ExprId> = group.iter().map(|s| s.expr).collect();
@@ -398,12 +412,12 @@ impl<'r> Rows<'r> {
                     init.extend(f.start(b, 1));
                 }
                 let last = self.first() + self.axes.len() - 1;
-                let mut state = self.stride(b, env, &p, me, threads, &init, &mut |b, env, p, carried, _, _| {
+                let mut state = self.stride(b, env, (&p, held.as_deref_mut()), (me, threads), &init, &mut |b, env, p, carried, mask, _| {
                     let mut next = vec![];
                     for (stage, f) in group.iter().zip(&folds) {
                         let v = env.expr(b, stage.expr, p);
                         let position = b.cast(p.axes[last], f.position);
-                        next.extend(f.step(b, &carried[next.len()..][..f.width()], v, Some(position), None));
+                        next.extend(f.step(b, &carried[next.len()..][..f.width()], v, Some(position), mask));
                     }
                     next
                 });
@@ -419,9 +433,11 @@ impl<'r> Rows<'r> {
             let exprs: Vec<ExprId> = each.iter().map(|i| self.region.outputs[*i].expr).collect();
             env.hoist(b, &exprs, &mut p, self.inner_bits());
             if !each.is_empty() {
-                self.stride(b, env, &p, me, threads, &[], &mut |b, env, p, _, _, _| {
-                    for &i in &each {
-                        env.store(b, i, p);
+                self.stride(b, env, (&p, held.as_deref_mut()), (me, threads), &[], &mut |b, env, p, _, mask, _| {
+                    let mut write = |b: &mut Builder| each.iter().for_each(|i| env.store(b, *i, p));
+                    match mask {
+                        Some(inside) => b.when(inside, write),
+                        None => write(b),
                     }
                     vec![]
                 });
@@ -438,16 +454,46 @@ impl<'r> Rows<'r> {
         [rows.ceil_div(&Dim::from(per_block)), Dim::one(), Dim::one()]
     }
 
-    /// The points of a row that are this thread's: `me`, `me + threads`, ...
-    #[allow(clippy::too_many_arguments)]
-    fn stride(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, me: Val, threads: i64, init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
+    /// The points of a row that are this thread's, `me`, `me + threads`, ..., where they are so few that what is computed at each stays in
+    /// registers from one stage to the next. With the last may come whether it exists; it stands at the end of the row if not.
+    fn held(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, me: Val, threads: i64) -> Option<Vec<(Point, Option<Val>)>> {
+        let total = self.axes.iter().cloned().product::<Dim>().as_const().filter(|n| (1..=HELD * threads).contains(n))?;
+        let points = (0..(total + threads - 1) / threads).map(|k| {
+            let mut i = b.add_i(me, k * threads);
+            let inside = ((k + 1) * threads > total).then(|| {
+                let (n, last) = (b.index(total), b.index(total - 1));
+                let inside = b.lt(i, n);
+                i = b.min(i, last);
+                inside
+            });
+            (self.point(b, env, p, i), inside)
+        });
+        Some(points.collect())
+    }
+
+    /// The point at element `i` of a row.
+    fn point(&self, b: &mut Builder, env: &mut Env<'r>, row: &Point, i: Val) -> Point {
+        let mut p = row.clone();
+        let at = split(b, env, i, self.axes);
+        p.axes[self.first()..self.first() + at.len()].copy_from_slice(&at);
+        p
+    }
+
+    /// Visit the points of row `p` that are this thread's: those held, or `me`, `me + threads`, ... in a loop.
+    fn stride(&self, b: &mut Builder, env: &mut Env<'r>, (p, held): (&Point, Option<&mut [(Point, Option<Val>)]>), (me, threads): (Val, i64), init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
+        if let Some(held) = held {
+            let mut state = init.to_vec();
+            for (at, inside) in held {
+                at.learn(p);
+                state = visit(b, env, at, &state, *inside, 0);
+            }
+            return state;
+        }
         let total: Dim = self.axes.iter().cloned().product();
         let n = env.size(b, &total);
         b.for_(me, n, threads, init, |b, i, carried| {
-            let mut p = p.clone();
-            let at = split(b, env, i, self.axes);
-            p.axes[self.first()..self.first() + at.len()].copy_from_slice(&at);
-            visit(b, env, &mut p, carried, None, 0)
+            let mut at = self.point(b, env, p, i);
+            visit(b, env, &mut at, carried, None, 0)
         })
     }
 }

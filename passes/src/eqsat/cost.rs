@@ -236,9 +236,10 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
             }
         }
         Heart::Pool { kernel, .. } => around.ops += points * kernel.iter().product::<usize>() as f64,
-        Heart::Attention { keys, depth, q, .. } => {
-            // The matrix units take 16-bit heads of 64 and 128; other attention runs in plain loops.
-            let fast = region.dtype(*q).bits() == 16 && depth.as_const().is_some_and(|d| d == 64 || d == 128);
+        Heart::Attention { keys, depth, q, mask, .. } => {
+            // The matrix units take 16-bit heads of 64 and 128, with masks of floats or of positions; other attention runs in plain loops.
+            let heads = region.dtype(*q).bits() == 16 && depth.as_const().is_some_and(|d| d == 64 || d == 128);
+            let fast = heads && mask.is_none_or(|m| !region.loads_from(m, &|dtype| !dtype.is_float()));
             let rate = if fast { costs.attention_flops_per_ns } else { costs.attention_flops_per_ns.min(costs.map_ops_per_ns / 4.0) };
             let [batch @ .., rows, width] = region.space.as_slice() else { return Price::default() };
             let rows = costs.tiled(product(batch), size(rows), 1.0, [if fast { 64.0 } else { 1.0 }, 1.0]);
