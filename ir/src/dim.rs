@@ -4,7 +4,13 @@
 //! equal expressions are equal values: `2*n + n` is `3*n`, whichever way it was built. Atoms are size
 //! symbols, loop axes of a region, values of a region's expression pool (data-dependent indices), and
 //! floor division, remainder, maximum and minimum of further expressions.
-use std::{cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::BTreeMap,
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 /// A named size, unknown until a session binds it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,18 +33,83 @@ pub enum Atom {
     /// An integer value of the enclosing region's expression pool.
     Value(u32),
     /// Quotient rounded toward minus infinity.
-    Div(Box<Dim>, Box<Dim>),
+    Div(Arc<Dim>, Arc<Dim>),
     /// Remainder with the sign of the divisor.
-    Mod(Box<Dim>, Box<Dim>),
+    Mod(Arc<Dim>, Arc<Dim>),
     /// The larger.
-    Max(Box<Dim>, Box<Dim>),
+    Max(Arc<Dim>, Arc<Dim>),
     /// The smaller.
-    Min(Box<Dim>, Box<Dim>),
+    Min(Arc<Dim>, Arc<Dim>),
 }
 
-/// A canonical integer expression. Monomials are sorted, coefficients never zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Dim(Vec<(Vec<Atom>, i64)>);
+/// A product of atoms and a coefficient.
+type Monomial = (Vec<Atom>, i64);
+
+/// A canonical integer expression. Monomials are sorted, coefficients never zero. Copies are cheap: constants hold no
+/// memory, other sums share theirs.
+#[derive(Clone)]
+pub struct Dim(Sum);
+
+#[derive(Clone)]
+enum Sum {
+    Zero,
+    /// One monomial without atoms.
+    Const([Monomial; 1]),
+    /// Anything else.
+    Of(Arc<Vec<Monomial>>),
+}
+
+impl Default for Dim {
+    fn default() -> Self {
+        Dim::ZERO
+    }
+}
+
+impl PartialEq for Dim {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Sum::Of(a), Sum::Of(b)) => Arc::ptr_eq(a, b) || a == b,
+            _ => self.as_const().is_some_and(|c| other.is(c)),
+        }
+    }
+}
+
+impl Eq for Dim {}
+
+impl PartialOrd for Dim {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Dim {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.terms().cmp(other.terms())
+    }
+}
+
+impl Hash for Dim {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.terms().hash(state);
+    }
+}
+
+impl fmt::Debug for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dim").field(&self.terms()).finish()
+    }
+}
+
+impl Atom {
+    /// Whether this, or an atom in it, satisfies `test`.
+    fn any(&self, test: &dyn Fn(&Atom) -> bool) -> bool {
+        test(self)
+            || match self {
+                Atom::Div(a, b) | Atom::Mod(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => a.any_atom(test) || b.any_atom(test),
+                Atom::Sym(_) | Atom::Axis(_) | Atom::Value(_) => false,
+            }
+    }
+}
 
 /// Values of atoms, for [`Dim::eval`] and [`Dim::substitute`].
 pub trait Env {
@@ -67,7 +138,7 @@ impl Env for Binding {
 
 impl From<i64> for Dim {
     fn from(v: i64) -> Self {
-        if v == 0 { Dim(vec![]) } else { Dim(vec![(vec![], v)]) }
+        if v == 0 { Dim::ZERO } else { Dim(Sum::Const([(vec![], v)])) }
     }
 }
 
@@ -79,13 +150,13 @@ impl From<usize> for Dim {
 
 impl From<Atom> for Dim {
     fn from(atom: Atom) -> Self {
-        Dim(vec![(vec![atom], 1)])
+        Dim::canonical(vec![(vec![atom], 1)])
     }
 }
 
 impl Dim {
     /// The constant 0.
-    pub const ZERO: Dim = Dim(vec![]);
+    pub const ZERO: Dim = Dim(Sum::Zero);
 
     /// The constant 1.
     pub fn one() -> Dim {
@@ -99,15 +170,18 @@ impl Dim {
 
     /// Loop axis `k`.
     pub fn axis(k: usize) -> Dim {
-        Dim::from(Atom::Axis(k as u32))
+        thread_local! {
+            static AXES: [Dim; 8] = std::array::from_fn(|k| Dim::from(Atom::Axis(k as u32)));
+        }
+        AXES.with(|axes| axes.get(k).cloned()).unwrap_or_else(|| Dim::from(Atom::Axis(k as u32)))
     }
 
     /// The constant this is, if it is one.
     pub fn as_const(&self) -> Option<i64> {
-        match self.0.as_slice() {
-            [] => Some(0),
-            [(atoms, c)] if atoms.is_empty() => Some(*c),
-            _ => None,
+        match &self.0 {
+            Sum::Zero => Some(0),
+            Sum::Const([(_, c)]) => Some(*c),
+            Sum::Of(_) => None,
         }
     }
 
@@ -118,16 +192,48 @@ impl Dim {
 
     /// The monomials: atoms and coefficient.
     pub fn terms(&self) -> &[(Vec<Atom>, i64)] {
-        &self.0
+        match &self.0 {
+            Sum::Zero => &[],
+            Sum::Const(one) => one,
+            Sum::Of(terms) => terms,
+        }
     }
 
-    fn from_terms(terms: impl IntoIterator<Item = (Vec<Atom>, i64)>) -> Dim {
-        let mut map: BTreeMap<Vec<Atom>, i64> = BTreeMap::new();
-        for (atoms, c) in terms {
-            let e = map.entry(atoms).or_insert(0);
-            *e = e.wrapping_add(c);
+    fn into_terms(self) -> Vec<Monomial> {
+        match self.0 {
+            Sum::Zero => vec![],
+            Sum::Const(one) => one.into(),
+            Sum::Of(terms) => Arc::unwrap_or_clone(terms),
         }
-        Dim(map.into_iter().filter(|(_, c)| *c != 0).collect())
+    }
+
+    /// Terms that are in canonical form already.
+    fn canonical(terms: Vec<Monomial>) -> Dim {
+        match terms.as_slice() {
+            [] => Dim::ZERO,
+            [(atoms, c)] if atoms.is_empty() => Dim::from(*c),
+            _ => Dim(Sum::Of(Arc::new(terms))),
+        }
+    }
+
+    fn from_terms(mut terms: Vec<Monomial>) -> Dim {
+        terms.sort_by(|a, b| a.0.cmp(&b.0));
+        terms.dedup_by(|next, sum| {
+            let same = next.0 == sum.0;
+            if same {
+                sum.1 = sum.1.wrapping_add(next.1);
+            }
+            same
+        });
+        terms.retain(|(_, c)| *c != 0);
+        Dim::canonical(terms)
+    }
+
+    fn times(self, by: i64) -> Dim {
+        let mut terms = self.into_terms();
+        terms.iter_mut().for_each(|(_, c)| *c = c.wrapping_mul(by));
+        terms.retain(|(_, c)| *c != 0);
+        Dim::canonical(terms)
     }
 
     /// `floor(self / by)`, simplified with what is known of symbols alone.
@@ -158,7 +264,7 @@ impl Dim {
         }
         // Nested constants: floor(floor(x / a) / b) = floor(x / (a * b)).
         if quotient == Dim::ZERO
-            && let [(atoms, 1)] = rest.0.as_slice()
+            && let [(atoms, 1)] = rest.terms()
             && let [Atom::Div(x, a)] = atoms.as_slice()
             && let (Some(ca), Some(cb)) = (a.as_const(), by.as_const())
             && ca > 0
@@ -167,7 +273,7 @@ impl Dim {
         {
             return x.div_in(&Dim::from(both), axes);
         }
-        quotient + Dim::from(Atom::Div(Box::new(rest), Box::new(by.clone())))
+        quotient + Dim::from(Atom::Div(Arc::new(rest), Arc::new(by.clone())))
     }
 
     /// [`Dim::modulo`] where axis `k` is known to lie in `0..axes[k]`.
@@ -181,7 +287,7 @@ impl Dim {
         {
             return Dim::from(floor_mod(a, b));
         }
-        Dim::from(Atom::Mod(Box::new(rest), Box::new(by.clone())))
+        Dim::from(Atom::Mod(Arc::new(rest), Arc::new(by.clone())))
     }
 
     /// `self = quotient * by + rest`, taking out every term that `by` divides.
@@ -189,11 +295,14 @@ impl Dim {
         if by.is(1) {
             return (self.clone(), Dim::ZERO);
         }
-        let [(factor, coeff)] = by.0.as_slice() else {
+        let [(factor, coeff)] = by.terms() else {
             return if self == by { (Dim::one(), Dim::ZERO) } else { (Dim::ZERO, self.clone()) };
         };
+        if let (Some(c), true) = (self.as_const(), factor.is_empty() && *coeff > 0) {
+            return (Dim::from(floor_div(c, *coeff)), Dim::from(floor_mod(c, *coeff)));
+        }
         let (mut quotient, mut rest) = (vec![], vec![]);
-        for (atoms, c) in &self.0 {
+        for (atoms, c) in self.terms() {
             match remove_all(atoms, factor) {
                 Some(left) if c.wrapping_rem(*coeff) == 0 => quotient.push((left, c.wrapping_div(*coeff))),
                 // A constant splits into the part that divides and a non-negative remainder.
@@ -218,7 +327,7 @@ impl Dim {
     /// A lower (`Less`) or upper (`Greater`) bound free of axes; `None` where products or data hide it.
     pub fn bound(&self, axes: &[Dim], side: Ordering) -> Option<Dim> {
         let mut out = Dim::ZERO;
-        for (atoms, c) in &self.0 {
+        for (atoms, c) in self.terms() {
             let upper = (*c > 0) == (side == Ordering::Greater);
             let mut product = Dim::from(*c);
             for atom in atoms {
@@ -257,17 +366,20 @@ impl Dim {
 
     /// Whether no value of the symbols within their bounds makes this negative (false when unsure).
     pub fn is_nonneg(&self) -> bool {
+        if !self.terms().iter().any(|(atoms, _)| atoms.iter().any(|a| matches!(a, Atom::Sym(_)))) {
+            return self.terms().iter().all(|(atoms, c)| *c >= 0 && atoms.iter().all(atom_nonneg));
+        }
         // Shift every symbol by its minimum: then all-positive coefficients prove it. What stands inside
         // quotients and the like keeps its form, or this would redo all simplification at every level.
         let mut shifted = Dim::ZERO;
-        for (atoms, c) in &self.0 {
+        for (atoms, c) in self.terms() {
             let factor = |atom: &Atom| match atom {
                 Atom::Sym(s) => Dim::from(atom.clone()) + Dim::from(s.min),
                 _ => Dim::from(atom.clone()),
             };
             shifted = shifted + atoms.iter().fold(Dim::from(*c), |product, atom| product * factor(atom));
         }
-        shifted.0.iter().all(|(atoms, c)| *c >= 0 && atoms.iter().all(shifted_nonneg))
+        shifted.terms().iter().all(|(atoms, c)| *c >= 0 && atoms.iter().all(shifted_nonneg))
     }
 
     fn has_axes(&self) -> bool {
@@ -276,13 +388,7 @@ impl Dim {
 
     /// Whether any atom, nested ones included, satisfies `test`.
     pub fn any_atom(&self, test: &dyn Fn(&Atom) -> bool) -> bool {
-        self.0.iter().flat_map(|(atoms, _)| atoms).any(|atom| {
-            test(atom)
-                || match atom {
-                    Atom::Div(a, b) | Atom::Mod(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => a.any_atom(test) || b.any_atom(test),
-                    _ => false,
-                }
-        })
+        self.terms().iter().flat_map(|(atoms, _)| atoms).any(|atom| atom.any(test))
     }
 
     /// Every symbol, each once, in name order.
@@ -293,7 +399,7 @@ impl Dim {
     }
 
     fn collect_symbols(&self, found: &mut std::collections::BTreeSet<Sym>) {
-        for atom in self.0.iter().flat_map(|(atoms, _)| atoms) {
+        for atom in self.terms().iter().flat_map(|(atoms, _)| atoms) {
             match atom {
                 Atom::Sym(s) => {
                     found.insert(s.clone());
@@ -316,7 +422,7 @@ impl Dim {
             return other.clone();
         }
         let (a, b) = if self <= other { (self, other) } else { (other, self) };
-        Dim::from(Atom::Max(Box::new(a.clone()), Box::new(b.clone())))
+        Dim::from(Atom::Max(Arc::new(a.clone()), Arc::new(b.clone())))
     }
 
     /// The smaller of the two.
@@ -328,13 +434,13 @@ impl Dim {
             return self.clone();
         }
         let (a, b) = if self <= other { (self, other) } else { (other, self) };
-        Dim::from(Atom::Min(Box::new(a.clone()), Box::new(b.clone())))
+        Dim::from(Atom::Min(Arc::new(a.clone()), Arc::new(b.clone())))
     }
 
     /// The value, once `env` defines every atom; `None` if it does not, on overflow, or on division by 0.
     pub fn eval(&self, env: &dyn Env) -> Option<i64> {
         let mut sum = 0i64;
-        for (atoms, c) in &self.0 {
+        for (atoms, c) in self.terms() {
             let mut product = *c;
             for atom in atoms {
                 let value = match env.value(atom) {
@@ -382,7 +488,7 @@ impl Dim {
     /// [`Dim::map_atoms`] simplifying with the extents of the *resulting* axes.
     pub fn map_atoms_in(&self, f: &dyn Fn(&Atom) -> Dim, axes: &[Dim]) -> Dim {
         let mut out = Dim::ZERO;
-        for (atoms, c) in &self.0 {
+        for (atoms, c) in self.terms() {
             let mut product = Dim::from(*c);
             for atom in atoms {
                 let value = match atom {
@@ -401,18 +507,18 @@ impl Dim {
 
     /// Put split coordinates together again: `c*k*div(x,c) + k*mod(x,c)` is `k*x`.
     pub fn recombine(&self) -> Dim {
-        for (atoms, k) in &self.0 {
+        for (atoms, k) in self.terms() {
             for (at, atom) in atoms.iter().enumerate() {
                 let Atom::Mod(x, by) = atom else { continue };
                 let mut others = atoms.clone();
                 others.remove(at);
-                let rest = Dim(vec![(others, *k)]);
+                let rest = Dim::canonical(vec![(others, *k)]);
                 let high = rest.clone() * (**by).clone() * Dim::from(Atom::Div(x.clone(), by.clone()));
                 // The quotient may have been simplified further (a quotient of a quotient).
                 let simpler = rest.clone() * (**by).clone() * x.div(by);
                 for high in [high, simpler] {
-                    if high.0.iter().all(|(a, c)| self.0.iter().any(|(b, d)| a == b && c == d)) {
-                        let low = Dim(vec![(atoms.clone(), *k)]);
+                    if high.terms().iter().all(|(a, c)| self.terms().iter().any(|(b, d)| a == b && c == d)) {
+                        let low = Dim::canonical(vec![(atoms.clone(), *k)]);
                         return (self.clone() - low - high + rest * (**x).clone()).recombine();
                     }
                 }
@@ -425,16 +531,16 @@ impl Dim {
     pub fn affine_in(&self, k: usize) -> Option<(i64, Dim)> {
         let axis = Atom::Axis(k as u32);
         let (mut coeff, mut rest) = (0, vec![]);
-        for (atoms, c) in &self.0 {
+        for (atoms, c) in self.terms() {
             if atoms.as_slice() == std::slice::from_ref(&axis) {
                 coeff = *c;
-            } else if Dim(vec![(atoms.clone(), 1)]).any_atom(&|a| *a == axis) {
+            } else if atoms.iter().any(|a| a.any(&|a| *a == axis)) {
                 return None;
             } else {
                 rest.push((atoms.clone(), *c));
             }
         }
-        Some((coeff, Dim(rest)))
+        Some((coeff, Dim::canonical(rest)))
     }
 }
 
@@ -476,14 +582,26 @@ fn atom_nonneg(atom: &Atom) -> bool {
 impl std::ops::Add for Dim {
     type Output = Dim;
     fn add(self, other: Dim) -> Dim {
-        Dim::from_terms(self.0.into_iter().chain(other.0))
+        match (&self.0, &other.0) {
+            (_, Sum::Zero) => self,
+            (Sum::Zero, _) => other,
+            (Sum::Const([(_, a)]), Sum::Const([(_, b)])) => Dim::from(a.wrapping_add(*b)),
+            _ => {
+                let mut terms = self.into_terms();
+                terms.extend(other.into_terms());
+                Dim::from_terms(terms)
+            }
+        }
     }
 }
 
 impl std::ops::Neg for Dim {
     type Output = Dim;
     fn neg(self) -> Dim {
-        Dim(self.0.into_iter().map(|(a, c)| (a, c.wrapping_neg())).collect())
+        if let Some(c) = self.as_const() {
+            return Dim::from(c.wrapping_neg());
+        }
+        Dim::canonical(self.into_terms().into_iter().map(|(a, c)| (a, c.wrapping_neg())).collect())
     }
 }
 
@@ -497,9 +615,18 @@ impl std::ops::Sub for Dim {
 impl std::ops::Mul for Dim {
     type Output = Dim;
     fn mul(self, other: Dim) -> Dim {
+        match (self.as_const(), other.as_const()) {
+            (Some(0), _) | (_, Some(0)) => return Dim::ZERO,
+            (Some(1), _) => return other,
+            (_, Some(1)) => return self,
+            (Some(a), Some(b)) => return Dim::from(a.wrapping_mul(b)),
+            (Some(c), None) => return other.times(c),
+            (None, Some(c)) => return self.times(c),
+            (None, None) => {}
+        }
         let mut terms = vec![];
-        for (a, x) in &self.0 {
-            for (b, y) in &other.0 {
+        for (a, x) in self.terms() {
+            for (b, y) in other.terms() {
                 let mut atoms: Vec<Atom> = a.iter().chain(b).cloned().collect();
                 atoms.sort();
                 terms.push((atoms, x.wrapping_mul(*y)));
@@ -537,11 +664,11 @@ impl fmt::Display for Atom {
 
 impl fmt::Display for Dim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        if self.terms().is_empty() {
             return f.write_str("0");
         }
         // Constants last reads best: `2*n+1`.
-        let order = self.0.iter().filter(|(a, _)| !a.is_empty()).chain(self.0.iter().filter(|(a, _)| a.is_empty()));
+        let order = self.terms().iter().filter(|(a, _)| !a.is_empty()).chain(self.terms().iter().filter(|(a, _)| a.is_empty()));
         for (i, (atoms, c)) in order.enumerate() {
             if i > 0 && *c >= 0 {
                 f.write_str("+")?;
