@@ -171,7 +171,8 @@ impl<'a> Builder<'a> {
         wanted.extend(self.graph.outputs.iter().map(|o| o.value));
         let mut tasks: Vec<(usize, Task)> = vec![];
         for id in self.graph.schedule() {
-            if self.graph.op(id).is_some_and(fuse::is_control) {
+            // A concatenation that kernels read through need not exist.
+            if self.graph.op(id).is_some_and(|op| fuse::is_control(op) && !matches!(op, Op::Concat { .. })) {
                 wanted.extend(self.graph.operands(id));
                 made.extend((0..self.graph[id].types.len() as u32).map(|result| Value { node: id, result }));
                 tasks.push((order.of(id), Task::Node(id)));
@@ -192,6 +193,11 @@ impl<'a> Builder<'a> {
                     made.insert(v);
                     wanted.push_back(from);
                     tasks.push((order.of(v.node), Task::Alias { from, to: v }));
+                }
+                Some(Op::Concat { .. }) => {
+                    made.insert(v);
+                    wanted.extend(self.graph.operands(v.node));
+                    tasks.push((order.of(v.node), Task::Node(v.node)));
                 }
                 Some(_) => {
                     let cluster = fuse::single(self.graph, &order, v.node)?;

@@ -480,7 +480,15 @@ impl<'r> Rows<'r> {
     }
 
     /// Visit the points of row `p` that are this thread's: those held, or `me`, `me + threads`, ... in a loop.
-    fn stride(&self, b: &mut Builder, env: &mut Env<'r>, (p, held): (&Point, Option<&mut [(Point, Option<Val>)]>), (me, threads): (Val, i64), init: &[Val], visit: Visit<'_, 'r>) -> Vec<Val> {
+    fn stride(
+        &self,
+        b: &mut Builder,
+        env: &mut Env<'r>,
+        (p, held): (&Point, Option<&mut [(Point, Option<Val>)]>),
+        (me, threads): (Val, i64),
+        init: &[Val],
+        visit: Visit<'_, 'r>,
+    ) -> Vec<Val> {
         if let Some(held) = held {
             let mut state = init.to_vec();
             for (at, inside) in held {

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Candidates kept a class.
 const MAX_PER_CLASS: usize = 16;
+/// Parts of a concatenation that a kernel reads at most: at each point it asks for all but one whether they are there.
+const MOST_PARTS: usize = 3;
 /// Terms in one kernel at most.
 const MAX_MEMBERS: usize = 48;
 
@@ -148,7 +150,8 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
             }
             found.push(Candidate { members, args: args.clone(), cost, folded: false });
             let joint = absorb_siblings(s, &state, &args);
-            for next in joint.into_iter().chain(args.into_iter().flat_map(|arg| absorb(s, &state, arg))) {
+            let others = other_ways(s, &state, found.last().map_or(&[], |c| &c.members));
+            for next in joint.into_iter().chain(args.into_iter().flat_map(|arg| absorb(s, &state, arg))).chain(others) {
                 tries += 1;
                 if tries <= 4 * MAX_PER_CLASS && seen.insert(next.clone()) {
                     queue.push_back(next);
@@ -157,6 +160,17 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
         }
     }
     found
+}
+
+/// The states that come by something else at what this one reads as a view: as a view of another class, or from the heart that computes it.
+fn other_ways(s: &Saturated, state: &State, members: &[(Id, Term)]) -> Vec<State> {
+    let closed = members.iter().filter(|(id, _)| !state.contains_key(id) && s.egraph[*id].nodes.len() > 1);
+    closed
+        .flat_map(|(id, t)| {
+            let other = |next: &State| next.get(id).is_some_and(|o| o != t && matches!(&o.head, Head::Op(op) if form::is_view(op) || form::is_heart(op)));
+            absorb(s, state, *id).into_iter().filter(other).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// The states that read several arguments as slices of the same merged siblings.
@@ -282,7 +296,7 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
     let terms = s.egraph[arg].nodes.iter().filter(|t| match &t.head {
         Head::Leaf(_) => false,
         Head::Op(op) => {
-            !fuse::is_control(op)
+            (!fuse::is_control(op) || reads_through(op, t) && used_once(s, arg))
                 && !form::is_opaque(op)
                 && (!window || matches!(op, Op::Transpose { .. }))
                 && (!views_only || form::is_view(op) && !is_apart(s, t))
@@ -297,6 +311,11 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
             next
         })
         .collect()
+}
+
+/// Whether a kernel may choose between the parts of a concatenation, point by point, instead of reading it.
+fn reads_through(op: &Op, term: &Term) -> bool {
+    matches!(op, Op::Concat { .. }) && term.args.len() <= MOST_PARTS
 }
 
 /// Whether a term exists without merged siblings.

@@ -236,9 +236,12 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
             }
         }
         Heart::Pool { kernel, .. } => around.ops += points * kernel.iter().product::<usize>() as f64,
-        Heart::Attention { keys, depth, q, mask, .. } => {
-            // The matrix units take 16-bit heads of 64 and 128, with masks of floats or of positions; other attention runs in plain loops.
-            let heads = region.dtype(*q).bits() == 16 && depth.as_const().is_some_and(|d| d == 64 || d == 128);
+        Heart::Attention { keys, depth, q, k, v, mask, .. } => {
+            // The matrix units take 16-bit heads of 64 and 128 that lie in one piece each, with masks of floats or of positions; other
+            // attention runs in plain loops.
+            let inner = region.space.len().saturating_sub(1);
+            let heads = depth.as_const().is_some_and(|d| d == 64 || d == 128)
+                && [q, k, v].into_iter().all(|x| region.dtype(*x).bits() == 16 && lies_along(region, *x, inner));
             let fast = heads && mask.is_none_or(|m| !region.loads_from(m, &|dtype| !dtype.is_float()));
             let rate = if fast { costs.attention_flops_per_ns } else { costs.attention_flops_per_ns.min(costs.map_ops_per_ns / 4.0) };
             let [batch @ .., rows, width] = region.space.as_slice() else { return Price::default() };
@@ -308,6 +311,14 @@ fn planes(region: &Region, x: ExprId, groups: usize, input: &[Dim], weights: &[D
         true => 0.0,
         false => costs.plane_ns * input.iter().map(|d| costs.size(d)).product::<f64>(),
     }
+}
+
+/// Whether an expression is an argument whose elements along `axis` are neighbours, at steps along the other axes that do not change.
+fn lies_along(region: &Region, id: ExprId, axis: usize) -> bool {
+    let Expr::Load { arg, index, guard: None } = region.expr(id) else { return false };
+    let at = region.args[*arg as usize].shape.iter().zip(index).fold(Dim::ZERO, |at, (n, i)| at * n.clone() + i.clone());
+    let others = at - Dim::axis(axis);
+    !others.any_atom(&|a| !matches!(a, Atom::Axis(k) if *k as usize != axis) && !matches!(a, Atom::Sym(_)))
 }
 
 /// Elements of each argument that a kernel can touch: of a slice no more than the slice. Infinity where that is not known.

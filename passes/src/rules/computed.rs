@@ -1,5 +1,5 @@
 //! Rules whose right-hand side is computed: views compose, and pointwise ops pass through what only repeats or moves.
-use super::norms;
+use super::{groups, norms};
 use crate::eqsat::{Facts, Head, Term};
 use egg::{EGraph, Id};
 use pavage_ir::{DType, Dim, Op, Real, ScalarFn, attr::ReduceFn};
@@ -37,6 +37,7 @@ pub const RULES: &[Computed] = &[
     Computed { name: "attention", apply: attention },
     Computed { name: "split-k", apply: super::split::split_k },
     Computed { name: "repeated-operand", apply: repeated_operand },
+    Computed { name: "grouped-attention", apply: groups::grouped_attention },
     Computed { name: "row-scale", apply: norms::row_scale },
     Computed { name: "row-first", apply: norms::row_first },
     Computed { name: "factor-into-weights", apply: norms::factor },
@@ -336,7 +337,7 @@ fn repeated_operand(e: &Egraph, term: &Term) -> Vec<Build> {
 }
 
 /// What `id` repeats along `axis`, each element several times in a row: that tensor, its extent there, and how often.
-fn repeats(e: &Egraph, id: Id, axis: usize) -> Vec<(Build, Dim, Dim)> {
+pub(super) fn repeats(e: &Egraph, id: Id, axis: usize) -> Vec<(Build, Dim, Dim)> {
     let mut found = vec![];
     for n in nodes(e, id) {
         match op(n) {

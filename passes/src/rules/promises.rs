@@ -48,6 +48,7 @@ const COMPUTED: &[(&str, Class)] = &[
     ("attention", given(Promise::Real, "what a condition masks is minus infinity")),
     ("split-k", Class::Real),
     ("repeated-operand", Class::Exact),
+    ("grouped-attention", Class::Exact),
     ("row-scale", given(Promise::Real, "the factor is one number a row")),
     ("row-first", given(Promise::Real, "the factor is one number a row")),
     ("factor-into-weights", given(Promise::Real, "factors and weights are constants")),
