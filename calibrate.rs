@@ -1,6 +1,6 @@
-//! `--precision`: which layers run in fewer bits. What a layer saves is predicted by the costs; what it changes is measured, on
-//! samples, by running the model with each variant of each layer beside the layer itself. Then the whole model is run with the
-//! choice, and layers are given back until its outputs stay within the budget.
+//! `--precision`: which layers run in fewer bits. What a layer changes is measured, on samples, by running the model with each
+//! variant of each layer beside the layer itself; what it saves, the search of the kernels says, which has variants to choose from.
+//! Then the whole model is run as chosen, and errors are given a smaller budget until its outputs stay within the one asked for.
 use crate::{
     Artifact, Device, Error, Options, Tensor, compile,
     precision::{LayerReport, MaxError, Moved, PrecisionOptions, PrecisionReport, Sample, Wanted},
@@ -8,17 +8,18 @@ use crate::{
 use pavage_ir::{Graph, NodeKind, Requirement, Value};
 use pavage_passes::{
     self as passes, Ctx,
+    eqsat::{
+        self,
+        rounding::{Offers, Taken},
+    },
+    fuse::Cluster,
     precision::{
-        self, Layer, Precision,
-        choice::{self, Offer},
+        self, Layer, Precision, choice,
         quantise::{LEAST_VALUES, Observed, Scale},
     },
 };
 use pavage_runtime::DType;
-use std::collections::BTreeMap;
-
-/// Passes before layers are looked for: what a scale or a constant can be folded into is folded.
-const PREPARE: &[&str] = &["integer", "weights", "fold", "canon", "scale", "fold", "canon"];
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Choices that are run to find the best within a budget.
 const TRIES: usize = 8;
@@ -33,10 +34,14 @@ pub(crate) struct Around<'a> {
     pub(crate) device: &'static str,
 }
 
-/// Bring the layers of `graph` to the precision asked for.
-pub(crate) fn apply(graph: &mut Graph, options: &PrecisionOptions, ctx: &Ctx, around: &Around) -> Result<PrecisionReport, Error> {
+/// A graph and its kernels, as the search chose them.
+pub(crate) type Plan = (Graph, Vec<Cluster>);
+
+/// Bring the layers of `graph`, which the passes have been over, to the precision asked for. The plan of the search comes with the
+/// report; `graph` has its choice of precision, for other plans.
+pub(crate) fn apply(graph: &mut Graph, options: &PrecisionOptions, ctx: &Ctx, around: &Around) -> Result<(PrecisionReport, Option<Plan>), Error> {
     if options.wanted == Wanted::Model {
-        return Ok(PrecisionReport::default());
+        return Ok((PrecisionReport::default(), None));
     }
     let integers = matches!(options.wanted, Wanted::Auto | Wanted::Fixed(Precision::Int8));
     if options.samples.is_empty() && (integers || options.max_error.is_some()) {
@@ -44,19 +49,27 @@ pub(crate) fn apply(graph: &mut Graph, options: &PrecisionOptions, ctx: &Ctx, ar
         return Err(Error::Request(format!("{what} needs --calib FOLDER, with npz files of the model's inputs")));
     }
     options.samples.iter().try_for_each(|s| check(graph, s))?;
-    passes::run(graph, ctx, PREPARE)?;
-    let layers = precision::layers(graph, &options.wanted.precisions(), options.storage, &ctx.costs)?;
-    let mut search = Search { graph, layers, options, around, ranges: BTreeMap::new(), errors: vec![], truth: vec![], notes: vec![] };
+    let prepared = eqsat::prepare(graph, ctx)?;
+    let layers = precision::layers(&prepared, &options.wanted.precisions(), options.storage, &ctx.costs)?;
+    let mut search = Search { graph: &prepared, layers, options, around, ranges: BTreeMap::new(), errors: vec![], truth: vec![], notes: vec![] };
     if !options.samples.is_empty() {
         search.observe()?;
         search.measure()?;
     }
-    let (chosen, moved) = search.choose()?;
-    let report =
-        PrecisionReport { layers: search.report(&chosen), moved: moved.map(|m| (around.device, m)).into_iter().collect(), notes: search.notes.clone() };
-    let new = precision::apply(search.graph, &search.layers, &chosen, &search.ranges)?;
-    *graph = new;
-    Ok(report)
+    let variants = precision::variants(&prepared, &search.layers, &search.errors, &search.ranges, &ctx.costs)?;
+    let mut offers = Offers::new(&prepared, &variants, ctx)?;
+    let (picks, moved) = search.choose(&mut offers)?;
+    let taken = offers.gains(&picks)?;
+    let mut chosen = vec![None; search.layers.len()];
+    taken.iter().for_each(|t| chosen[t.layer] = Some(t.index));
+    let report = PrecisionReport {
+        layers: search.report(&taken, &offers.tried()),
+        moved: moved.map(|m| (around.device, m)).into_iter().collect(),
+        notes: search.notes.clone(),
+    };
+    let plan = offers.build(&picks)?;
+    *graph = precision::apply(&prepared, &search.layers, &chosen, &search.ranges)?;
+    Ok((report, Some(plan)))
 }
 
 /// A sample must have every input, of its type.
@@ -155,54 +168,52 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn offers(&self) -> Vec<Vec<Offer>> {
-        let error = |i: usize, j: usize| self.errors.get(i).map_or(0.0, |e: &Vec<f64>| e[j]);
-        let of = |(i, layer): (usize, &Layer)| layer.variants.iter().enumerate().map(|(j, v)| Offer { gain: v.gain, error: error(i, j) }).collect();
-        self.layers.iter().enumerate().map(of).collect()
-    }
-
-    /// The variants that save most within the budget.
-    fn choose(&self) -> Result<(Vec<Option<usize>>, Option<Moved>), Error> {
-        let offers = self.offers();
-        let all = choice::choose(&offers, f64::INFINITY);
+    /// The plans of parts that save most within the budget.
+    fn choose(&self, offers: &mut Offers) -> Result<(Vec<Option<usize>>, Option<Moved>), Error> {
+        let points = offers.offers();
+        let all = choice::choose(&points, f64::INFINITY);
         if self.options.samples.is_empty() || all.iter().all(Option::is_none) {
             return Ok((all, None));
         }
         let auto = self.options.wanted == Wanted::Auto;
         let Some(limit) = self.options.max_error.or(auto.then_some(MaxError::Cos(1e-3))) else {
-            let moved = self.moved(&all)?;
+            let moved = self.moved(offers, &all)?;
             return Ok((all, Some(moved)));
         };
-        let errors = |chosen: &[Option<usize>]| -> f64 { chosen.iter().zip(&offers).filter_map(|(c, o)| c.map(|c| o[c].error)).sum() };
+        let errors = |chosen: &[Option<usize>]| -> f64 { chosen.iter().zip(&points).filter_map(|(c, o)| c.map(|c| o[c].error)).sum() };
         // Budgets of the sum of the layers' errors: down by fours until one will do, then up again by halves of the way.
         let (mut chosen, mut budget, mut known_bad) = (all, f64::INFINITY, f64::INFINITY);
         let mut best: Option<(Vec<Option<usize>>, Moved, f64)> = None;
         let mut least: Option<Moved> = None;
+        let mut known: Vec<(Vec<Option<usize>>, Moved)> = vec![];
         for _ in 0..TRIES {
-            if chosen.iter().any(Option::is_some) {
-                let moved = self.moved(&chosen)?;
-                if within(&moved, limit)? {
-                    let done = budget.is_infinite();
-                    best = Some((chosen.clone(), moved, budget));
-                    if done {
-                        break;
-                    }
-                } else {
-                    known_bad = if budget.is_infinite() { errors(&chosen) } else { budget };
-                    least = Some(least.filter(|l| l.cos < moved.cos).unwrap_or(moved));
+            if chosen.iter().all(Option::is_none) {
+                break;
+            }
+            let moved = match known.iter().find(|(c, _)| *c == chosen) {
+                Some((_, moved)) => *moved,
+                None => self.moved(offers, &chosen)?,
+            };
+            known.push((chosen.clone(), moved));
+            if within(&moved, limit)? {
+                let done = budget.is_infinite();
+                best = Some((chosen.clone(), moved, budget));
+                if done {
+                    break;
                 }
             } else {
-                break;
+                known_bad = if budget.is_infinite() { errors(&chosen) } else { budget };
+                least = Some(least.filter(|l| l.cos < moved.cos).unwrap_or(moved));
             }
             budget = match &best {
                 Some((_, _, good)) => (good * known_bad).sqrt(),
                 None => known_bad / 4.0,
             };
-            chosen = choice::choose(&offers, budget);
+            chosen = choice::choose(&points, budget);
         }
         match (best, auto) {
             (Some((chosen, moved, _)), _) => Ok((chosen, Some(moved))),
-            (None, true) => Ok((vec![None; self.layers.len()], Some(Moved::default()))),
+            (None, true) => Ok((vec![None; points.len()], Some(Moved::default()))),
             (None, false) => Err(Error::Request(format!(
                 "--max-error {limit} cannot be met: no choice of layers in {} stays within it{}",
                 self.options.wanted,
@@ -212,8 +223,8 @@ impl Search<'_> {
     }
 
     /// How far a choice moves the outputs.
-    fn moved(&self, chosen: &[Option<usize>]) -> Result<Moved, Error> {
-        let graph = precision::apply(self.graph, &self.layers, chosen, &self.ranges)?;
+    fn moved(&self, offers: &mut Offers, picks: &[Option<usize>]) -> Result<Moved, Error> {
+        let (graph, _) = offers.build(picks)?;
         let mut got = vec![Floats::new(); self.options.samples.len()];
         self.run(&graph, |sample, name, tensor| got[sample].extend(floats(name, tensor)))?;
         let mut cos = 0.0f64;
@@ -231,19 +242,20 @@ impl Search<'_> {
         Ok(Moved { cos, top1: (rows > 0).then(|| changed as f64 / rows as f64) })
     }
 
-    fn report(&self, chosen: &[Option<usize>]) -> Vec<LayerReport> {
+    /// What became of each layer: which variants are taken, and which a faster plan would have taken.
+    fn report(&self, taken: &[Taken], tried: &BTreeSet<(usize, usize)>) -> Vec<LayerReport> {
         let row = |(i, layer): (usize, &Layer)| {
             let (device, name, predicted_ns) = (self.around.device, layer.name.clone(), layer.cost);
-            if let Some(j) = chosen[i] {
-                let variant = &layer.variants[j];
-                let error = self.errors.get(i).map(|e| e[j].sqrt());
-                return LayerReport { device, layer: name, precision: variant.precision, predicted_ns, gain_ns: variant.gain, error, why: String::new() };
+            let error = |j: usize| self.errors.get(i).map(|e| e[j].sqrt());
+            if let Some(t) = taken.iter().find(|t| t.layer == i) {
+                let precision = layer.variants[t.index].precision;
+                return LayerReport { device, layer: name, precision, predicted_ns, gain_ns: t.gain, error: error(t.index), why: String::new() };
             }
             let mut why: Vec<String> = layer.refused.iter().map(|(p, why)| format!("{p}: {why}")).collect();
-            why.extend(layer.variants.iter().enumerate().map(|(j, v)| match self.errors.get(i).map(|e| e[j].sqrt()) {
-                _ if v.gain <= 0.0 => format!("{}: it would not be faster", v.precision),
-                Some(e) => format!("{}: its error, {e:.1e}, is not in the budget", v.precision),
-                None => format!("{}: not chosen", v.precision),
+            why.extend(layer.variants.iter().enumerate().map(|(j, v)| match error(j) {
+                Some(e) if tried.contains(&(i, j)) => format!("{}: its error, {e:.1e}, is not in the budget", v.precision),
+                Some(e) if !e.is_finite() => format!("{}: its error is not finite", v.precision),
+                _ => format!("{}: it would not be faster", v.precision),
             }));
             LayerReport { device, layer: name, precision: Precision::F32, predicted_ns, gain_ns: 0.0, error: None, why: why.join("; ") }
         };

@@ -20,7 +20,11 @@ use pavage_passes::{
         extract::Search,
     },
 };
-use std::{cell::RefCell, collections::BTreeMap, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    time::Instant,
+};
 
 /// Compile `model` for every target of `options`, with every plan, into one artifact.
 ///
@@ -230,11 +234,21 @@ fn plans(
                 let ctx = ctx(costs);
                 let mut optimised = graph.clone();
                 let around = calibrate::Around { requirements, threads: options.threads, device: if matches!(target, Target::Cpu(_)) { "cpu" } else { "gpu" } };
-                let report = calibrate::apply(&mut optimised, &options.precision, &ctx, &around)?;
-                let done = passes::run(&mut optimised, &ctx, pipeline).map_err(Error::from);
+                let mut chosen = None;
+                let mut report = PrecisionReport::default();
+                let mut prepare = || -> Result<(), Error> {
+                    passes::run(&mut optimised, &ctx, pipeline)?;
+                    (report, chosen) = calibrate::apply(&mut optimised, &options.precision, &ctx, &around)?;
+                    // Layers that are written in integers meet the passes that those of quantised models do.
+                    if chosen.is_some() {
+                        passes::run(&mut optimised, &ctx, pipeline)?;
+                    }
+                    Ok(())
+                };
+                let done = prepare();
                 let mut search = |plan: &String| {
                     let start = Instant::now();
-                    let program = program(plan, &optimised, options.opt_level, &ctx);
+                    let program = program(plan, &optimised, chosen.as_ref(), options.opt_level, &ctx);
                     planning.push(Planning { plan: plan.clone(), target: target.to_string(), took: start.elapsed() });
                     program
                 };
@@ -275,8 +289,10 @@ fn remember(program: &mut Program, report: &PrecisionReport) {
     }
 }
 
-fn program(plan: &str, graph: &Graph, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {
-    let search = |g: &Graph| eqsat::optimise(g, ctx);
+/// One plan of `graph`. What the search chose where precision was part of it stands for searching again; nested graphs have none.
+fn program(plan: &str, graph: &Graph, chosen: Option<&calibrate::Plan>, level: OptLevel, ctx: &Ctx) -> Result<Program, Error> {
+    let chosen = Cell::new(chosen);
+    let search = |g: &Graph| chosen.take().map_or_else(|| eqsat::optimise(g, ctx), |known| Ok(known.clone()));
     let greedy = |g: &Graph| build::greedy(g, &ctx.costs);
     // Other searches over the same kernels, to compare with.
     let other = |search| Ctx { search, costs: ctx.costs.clone(), ..Ctx::default() };

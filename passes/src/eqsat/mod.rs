@@ -11,6 +11,7 @@ mod count;
 pub mod extract;
 #[cfg(feature = "ilp")]
 pub mod ilp;
+pub mod rounding;
 mod selection;
 pub mod templates;
 
@@ -160,6 +161,8 @@ pub struct Saturated {
     pub(crate) merged: BTreeSet<Term>,
     /// Classes that exist without merged siblings.
     pub(crate) apart: BTreeSet<Id>,
+    /// Terms that round, by class: the place of the variant that they are.
+    pub(crate) rounds: BTreeMap<(Id, Term), usize>,
     /// Names of the rules that added or united something.
     pub fired: BTreeSet<String>,
     /// Limits that were hit.
@@ -174,6 +177,17 @@ fn is_term(graph: &Graph, id: NodeId) -> bool {
 /// Add the graph and apply `rules` until nothing changes or a limit is hit. Inputs in `constants` are constants whose
 /// values come later.
 pub fn saturate(graph: &Graph, constants: &BTreeSet<Value>, rules: &RuleSet, costs: &cost::Costs) -> Result<Saturated, PassError> {
+    saturate_rounding(graph, constants, rules, costs, &[])
+}
+
+/// The same where the second of each pair of values is a rounded variant of the first: see [`rounding`].
+fn saturate_rounding(
+    graph: &Graph,
+    constants: &BTreeSet<Value>,
+    rules: &RuleSet,
+    costs: &cost::Costs,
+    variants: &[(Value, Value)],
+) -> Result<Saturated, PassError> {
     let mut egraph = EGraph::new(Facts { costs: costs.clone(), of_graph: true, ..Facts::default() });
     let (mut class, mut leaves) = (BTreeMap::new(), vec![]);
     let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
@@ -205,12 +219,15 @@ pub fn saturate(graph: &Graph, constants: &BTreeSet<Value>, rules: &RuleSet, cos
         folded: BTreeMap::new(),
         merged: BTreeSet::new(),
         apart: BTreeSet::new(),
+        rounds: BTreeMap::new(),
         fired: BTreeSet::new(),
         limits: vec![],
     };
     s.egraph.rebuild();
     s.egraph.analysis.of_graph = false;
     s.run(rules)?;
+    s.round(variants)?;
+    s.name_terms();
     s.folded = constant::expressions(&s.egraph);
     let by_merging = |rule: &str| rules.siblings.iter().any(|r| r.name == rule);
     s.merged = s.made_by.iter().filter(|(_, (rule, _))| by_merging(rule)).map(|(t, _)| t.clone()).collect();
@@ -246,7 +263,11 @@ impl Saturated {
                 break;
             }
         }
-        // Terms by their canonical form, to name the rule behind each.
+        Ok(())
+    }
+
+    /// Terms by their canonical form, to name the rule behind each.
+    fn name_terms(&mut self) {
         let made = std::mem::take(&mut self.made_by);
         self.made_by = made
             .into_iter()
@@ -255,6 +276,25 @@ impl Saturated {
                 (t, (rule, on))
             })
             .collect();
+    }
+
+    /// Variants join what they stand for; no rule runs after.
+    fn round(&mut self, variants: &[(Value, Value)]) -> Result<(), PassError> {
+        let mut marked: Vec<(Id, Term, usize)> = vec![];
+        for (i, (of, by)) in variants.iter().enumerate() {
+            let (of, by) = (self.egraph.find(self.class[of]), self.egraph.find(self.class[by]));
+            if of != by {
+                marked.extend(self.egraph[by].nodes.iter().map(|t| (of, t.clone(), i)));
+            }
+        }
+        for (of, by) in variants {
+            self.egraph.union_trusted(self.class[of], self.class[by], "rounding");
+        }
+        self.settle()?;
+        for (class, mut term, i) in marked {
+            term.args.iter_mut().for_each(|a| *a = self.egraph.find(*a));
+            self.rounds.insert((self.egraph.find(class), term), i);
+        }
         Ok(())
     }
 
@@ -431,6 +471,11 @@ pub fn optimise(graph: &Graph, ctx: &Ctx) -> Result<(Graph, Vec<Cluster>), PassE
     whole.finish(&ctx.costs)
 }
 
+/// The graph with selections from softmaxes replaced where that is cheaper, as [`optimise`] begins.
+pub fn prepare(graph: &Graph, ctx: &Ctx) -> Result<Graph, PassError> {
+    Ok(selection::rewrite(graph, ctx)?.unwrap_or_else(|| graph.clone()))
+}
+
 /// What a search did, in counts that do not depend on the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
@@ -466,7 +511,7 @@ fn plan_part(part: &templates::Part, ctx: &Ctx) -> Result<PartPlan, PassError> {
     let graph = &part.graph;
     let saturated = saturate(graph, &part.constants, &every_rule()?, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
-    let roots = roots(graph, &saturated);
+    let roots = roots(graph, graph.outputs.len(), &saturated);
     let choice = extract::extract(&candidates, &roots, ctx.search)?;
     saturated.limits.iter().chain(&choice.limits).for_each(|limit| ctx.note(limit.clone()));
     let mut work = ctx.work.borrow_mut();
@@ -474,7 +519,7 @@ fn plan_part(part: &templates::Part, ctx: &Ctx) -> Result<PartPlan, PassError> {
     work.terms += saturated.egraph.total_size();
     work.kernels += candidates.kernels.len();
     work.states += choice.states;
-    rebuild(graph, &saturated, &candidates, &choice)
+    rebuild(graph, graph.outputs.len(), &saturated, &candidates, &choice)
 }
 
 fn every_rule() -> Result<RuleSet, PassError> {
@@ -485,7 +530,7 @@ fn every_rule() -> Result<RuleSet, PassError> {
 fn cost_of(graph: &Graph, ctx: &Ctx) -> Result<f64, PassError> {
     let saturated = saturate(graph, &BTreeSet::new(), &every_rule()?, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
-    Ok(extract::extract(&candidates, &roots(graph, &saturated), ctx.search)?.cost)
+    Ok(extract::extract(&candidates, &roots(graph, graph.outputs.len(), &saturated), ctx.search)?.cost)
 }
 
 /// The whole graph, part by part.
@@ -511,7 +556,8 @@ impl<'g> Whole<'g> {
     /// Append what `plan` makes of `part`.
     fn join(&mut self, part: &templates::Part, plan: &PartPlan) -> Result<(), PassError> {
         let mut local: BTreeMap<Value, Value> = BTreeMap::new();
-        for (&inner, outer) in plan.graph.inputs().iter().zip(&part.inputs) {
+        let read: BTreeSet<NodeId> = plan.graph.schedule().into_iter().collect();
+        for (&inner, outer) in plan.graph.inputs().iter().zip(&part.inputs).filter(|(inner, _)| read.contains(*inner)) {
             let v = match (self.values.get(outer), self.old.as_const(*outer)) {
                 (Some(v), _) => *v,
                 (None, Some(t)) => self.new.constant(t.clone()),
@@ -583,9 +629,9 @@ impl<'g> Whole<'g> {
     }
 }
 
-/// Classes that must be in memory: outputs, and what steps outside the e-graph read.
-fn roots(graph: &Graph, s: &Saturated) -> Vec<Id> {
-    let mut roots: Vec<Id> = graph.outputs.iter().map(|o| s.class[&o.value]).collect();
+/// Classes that must be in memory: the first so many outputs, and what steps outside the e-graph read.
+fn roots(graph: &Graph, outputs: usize, s: &Saturated) -> Vec<Id> {
+    let mut roots: Vec<Id> = graph.outputs[..outputs].iter().map(|o| s.class[&o.value]).collect();
     for id in graph.schedule() {
         if !is_term(graph, id) {
             roots.extend(graph.operands(id).iter().map(|v| s.class[v]));
@@ -596,7 +642,7 @@ fn roots(graph: &Graph, s: &Saturated) -> Vec<Id> {
     roots
 }
 
-fn rebuild(graph: &Graph, s: &Saturated, candidates: &candidates::Candidates, choice: &extract::Choice) -> Result<PartPlan, PassError> {
+fn rebuild(graph: &Graph, outputs: usize, s: &Saturated, candidates: &candidates::Candidates, choice: &extract::Choice) -> Result<PartPlan, PassError> {
     let mut new = Graph::new(graph.name.clone());
     let mut values: BTreeMap<Id, Value> = BTreeMap::new();
     let ill = |source| PassError::IllTyped { pass: "eqsat", source };
@@ -642,7 +688,7 @@ fn rebuild(graph: &Graph, s: &Saturated, candidates: &candidates::Candidates, ch
             }
         }
     }
-    for out in &graph.outputs {
+    for out in &graph.outputs[..outputs] {
         new.output(out.name.clone(), values[&s.class[&out.value]]);
     }
     Ok(PartPlan { graph: new, groups })
@@ -706,7 +752,8 @@ fn runner_up(all: &candidates::Candidates, choice: &extract::Choice, class: Id, 
             _ => None,
         });
         let ops: Vec<&str> = ops.collect();
-        (!ops.is_empty()).then(|| ops.join("_"))
+        let rounded: String = all.kernels[*k].rounds.iter().map(|r| format!(" in {}", all.labels[*r])).collect();
+        (!ops.is_empty()).then(|| ops.join("_") + &rounded)
     };
     // The same work behind a view is no other way.
     let same = |first: usize| {

@@ -6,7 +6,7 @@
 //! graph of its own, constants as inputs, so that the parts of repeated layers are equal texts. Kernels never span a
 //! cut; views and sizes are copied to where they are read.
 use crate::{PassError, form, fuse};
-use pavage_ir::{Graph, NodeId, NodeKind, Op, Value};
+use pavage_ir::{Graph, NodeId, NodeKind, Op, TensorType, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ops other than views that a part has at least (but for the last).
@@ -24,6 +24,29 @@ pub struct Part {
     pub outputs: Vec<Value>,
     /// The whole graph's nodes, by the positions that are their source names here.
     pub nodes: Vec<NodeId>,
+}
+
+impl Part {
+    /// What a value of the whole graph is here: an input, or computed.
+    pub fn inner(&self, v: Value) -> Option<Value> {
+        if let Some(at) = self.inputs.iter().position(|i| *i == v) {
+            return Some(self.graph.inputs()[at].into());
+        }
+        let at = self.nodes.iter().position(|n| *n == v.node)?.to_string();
+        let node = self.graph.nodes().into_iter().find(|id| self.graph.op(*id).is_some() && self.graph[*id].source.contains(&at))?;
+        Some(Value { node, result: v.result })
+    }
+
+    /// A further constant of the whole graph, as an input.
+    pub fn constant(&mut self, outer: Value, ty: TensorType) -> Value {
+        if let Some(known) = self.inner(outer) {
+            return known;
+        }
+        let v = self.graph.input(format!("const{}", self.inputs.len()), ty);
+        self.constants.insert(v);
+        self.inputs.push(outer);
+        v
+    }
 }
 
 /// The parts of `graph`, in an order in which each reads only inputs, constants and results of those before.

@@ -1,21 +1,26 @@
 //! Precision: layers in fewer bits.
 //!
 //! A **layer** is a product (convolution or matrix product) by a constant of f32. Each has **variants**: its weights stored in
-//! 16, 8 or 4 bits, or the whole product in integers. A variant has a predicted gain, from the same costs as every other choice,
-//! and an error, which somebody measures with the [`probe`] of the graph: the layer with and without, side by side on
-//! the same inputs. [`choice`] picks variants within an error budget, and [`apply`] writes them: weights as `dequant`, integer layers as
-//! quantised and dequantised again, which [`crate::integer`] makes integer products of, as it does for models that come so.
+//! 16, 8 or 4 bits, or the whole product in integers. A variant has an error, which somebody measures with the [`probe`] of the
+//! graph: the layer with and without, side by side on the same inputs. The search ([`rounding`]) has variants among its kernels, with
+//! their errors, so that they are chosen together with fusion; [`choice`] divides an error budget among the parts of the graph.
+//! [`apply`] writes a choice into a graph: weights as `dequant`, integer layers as quantised and dequantised
+//! again, which [`crate::integer`] makes integer products of, as it does for models that come so.
 pub mod choice;
 pub mod quantise;
 
 use crate::{
-    PassError,
-    eqsat::cost::{self, Costs},
+    Ctx, PassError,
+    eqsat::{
+        cost::{self, Costs},
+        rounding,
+    },
+    fold::broadcast_constant,
     fuse::{self, Order},
     rebuild::Rebuild,
     weights::{self, Packed},
 };
-use pavage_ir::{DType, Dim, Graph, NodeKind, Op, Scalar, ScalarFn, Tensor, TensorType, Value, attr::ReduceFn};
+use pavage_ir::{DType, Dim, Graph, NodeId, Op, Scalar, ScalarFn, Tensor, Value, attr::ReduceFn};
 use quantise::{Grid, Scale, Symmetry};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -91,8 +96,6 @@ pub struct Layer {
 pub struct Variant {
     /// Which.
     pub precision: Precision,
-    /// Predicted nanoseconds saved; negative where it is slower.
-    pub gain: f64,
     weights: Packed,
 }
 
@@ -104,13 +107,10 @@ pub fn layers(graph: &Graph, wanted: &[Precision], storage: Storage, costs: &Cos
         let Some(Op::Conv { .. } | Op::MatMul { out: DType::F32 }) = graph.op(id) else { continue };
         let Some(w) = graph.as_const(graph.operands(id)[1]).filter(|w| w.dtype() == DType::F32 && w.count() > 0) else { continue };
         let name = name(graph, v).unwrap_or_else(|| format!("{}{}", graph.op(id).map_or("", Op::mnemonic), found.len()));
-        let mut layer = Layer { value: v, name, cost: price(graph, v, None, costs)?, variants: vec![], refused: vec![] };
+        let mut layer = Layer { value: v, name, cost: price(graph, v, costs)?, variants: vec![], refused: vec![] };
         for &precision in wanted.iter().filter(|p| **p != Precision::F32) {
             match variant(graph, v, w, precision, storage, costs) {
-                Ok(weights) => {
-                    let cost = price(graph, v, Some((precision, &weights)), costs)?;
-                    layer.variants.push(Variant { precision, gain: layer.cost - cost, weights });
-                }
+                Ok(weights) => layer.variants.push(Variant { precision, weights }),
                 Err(why) => layer.refused.push((precision, why)),
             }
         }
@@ -195,39 +195,99 @@ fn bytes(graph: &Graph, v: Value, w: &Tensor) -> Packed {
     Packed { q: packed.q.reshaped(shape).expect("as many elements"), scale, ..packed }
 }
 
-/// What the kernel of a layer alone is predicted to cost.
-fn price(graph: &Graph, v: Value, variant: Option<(Precision, &Packed)>, costs: &Costs) -> Result<f64, PassError> {
-    let ill = |source| PassError::IllTyped { pass: "precision", source };
+/// What the kernel of a layer alone is predicted to cost as it stands.
+fn price(graph: &Graph, v: Value, costs: &Costs) -> Result<f64, PassError> {
     let operands = graph.operands(v.node);
     let Some(op) = graph.op(v.node) else { return Ok(0.0) };
-    let (x, w) = (graph.ty(operands[0]).clone(), graph.ty(operands[1]).clone());
     let mut alone = Graph::new("layer");
-    let mut op = op.clone();
-    let mut extra = 0.0;
-    let (x, w) = match variant {
-        None => (alone.input("x", x), alone.input("w", w)),
-        Some((Precision::Int8, _)) => {
-            if let Op::MatMul { out } = &mut op {
-                *out = DType::I32;
-            }
-            // Its input is brought onto the grid, by what computes it: that writes bytes then.
-            let inner = matches!(graph[operands[0].node].kind, NodeKind::Op(..));
-            let elements = cost::elements(&x, costs);
-            let saved = if inner { costs.memory_ns(3.0 * elements) } else { 0.0 };
-            extra = 4.0 * elements / costs.map_ops_per_ns - saved;
-            (alone.input("x", TensorType { dtype: DType::U8, ..x }), alone.input("w", TensorType { dtype: DType::I8, ..w }))
-        }
-        Some((_, packed)) => {
-            let parts = [Some(&packed.q), packed.scale.as_ref(), packed.zero.as_ref()];
-            let parts: Vec<Value> = parts.into_iter().flatten().enumerate().map(|(i, t)| alone.input(format!("w{i}"), t.ty())).collect();
-            let w = alone.add(Op::Dequant { blocks: packed.blocks.clone() }, &parts).map_err(ill)?;
-            (alone.input("x", x), w)
-        }
-    };
-    let out = alone.add(op, &[x, w]).map_err(ill)?;
+    let (x, w) = (alone.input("x", graph.ty(operands[0]).clone()), alone.input("w", graph.ty(operands[1]).clone()));
+    let out = alone.add(op.clone(), &[x, w]).map_err(|source| PassError::IllTyped { pass: "precision", source })?;
     alone.output("y", out);
     let cluster = fuse::single(&alone, &Order::new(&alone), out.node)?;
-    Ok(cost::predict(&cluster.formed.region, costs) + extra)
+    Ok(cost::predict(&cluster.formed.region, costs))
+}
+
+/// Every variant of every layer as the search takes it, with its measured error: `errors[layer][variant]`, or none at all where nothing
+/// was measured. Integer layers take along what follows them as far as it is one multiply-add of their sum and clamps.
+pub fn variants(
+    graph: &Graph,
+    layers: &[Layer],
+    errors: &[Vec<f64>],
+    ranges: &BTreeMap<Value, Scale>,
+    costs: &Costs,
+) -> Result<Vec<rounding::Variant>, PassError> {
+    let mut found = vec![];
+    for (layer, l) in layers.iter().enumerate() {
+        for (index, variant) in l.variants.iter().enumerate() {
+            let error = errors.get(layer).map_or(0.0, |e| e[index]);
+            if !error.is_finite() {
+                continue;
+            }
+            let integer = variant.precision == Precision::Int8;
+            let tail = if integer { tail(graph, l.value) } else { vec![] };
+            let (alone, layer_alone) = alone(graph, l, variant, &tail)?;
+            let operand = graph.operands(l.value.node)[0];
+            let range = ranges.get(&operand).map(|range| (alone.inputs()[0].into(), *range)).into_iter().collect();
+            let mut alone = apply(&alone, &[layer_alone], &[Some(0)], &range)?;
+            if integer {
+                crate::run(&mut alone, &Ctx { costs: costs.clone(), ..Ctx::default() }, &["integer", "fold", "canon"])?;
+                let sums =
+                    |id: &NodeId| alone[*id].types.iter().any(|t| t.dtype == DType::I32) && matches!(alone.op(*id), Some(Op::Conv { .. } | Op::MatMul { .. }));
+                if !alone.schedule().iter().any(sums) {
+                    continue;
+                }
+            }
+            let value = tail.last().copied().unwrap_or(l.value);
+            found.push(rounding::Variant { value, operand, graph: alone, label: variant.precision.name().into(), error, layer, index });
+        }
+    }
+    Ok(found)
+}
+
+/// The values after a layer, each of the one before and a constant, that nobody else reads.
+fn tail(graph: &Graph, layer: Value) -> Vec<Value> {
+    let mut found = vec![];
+    let mut at = layer;
+    loop {
+        let [(user, place)] = graph.users(at)[..] else { return found };
+        let steps = matches!(graph.op(user), Some(Op::Map(ScalarFn::Add | ScalarFn::Sub | ScalarFn::Mul | ScalarFn::Max | ScalarFn::Min)));
+        let other = graph.operands(user).get(1 - place.min(1)).copied();
+        if graph.n_uses(at) != 1 || !steps || other.is_none_or(|o| broadcast_constant(graph, o).is_none()) {
+            return found;
+        }
+        at = user.into();
+        found.push(at);
+    }
+}
+
+/// A layer with one variant and what follows it, as a graph of its own.
+fn alone(graph: &Graph, layer: &Layer, variant: &Variant, tail: &[Value]) -> Result<(Graph, Layer), PassError> {
+    let ill = |source| PassError::IllTyped { pass: "precision", source };
+    let mut new = Graph::new("layer");
+    let operand = graph.operands(layer.value.node)[0];
+    let mut values = BTreeMap::from([(operand, new.input("x", graph.ty(operand).clone()))]);
+    for v in std::iter::once(&layer.value).chain(tail) {
+        let Some(op) = graph.op(v.node) else { continue };
+        for o in graph.operands(v.node) {
+            // Constants behind broadcasts, or as they are.
+            let base = match graph.op(o.node) {
+                Some(Op::Broadcast { .. }) => graph.operands(o.node)[0],
+                _ => o,
+            };
+            if let (None, Some(t)) = (values.get(&o), graph.as_const(base)) {
+                let mut c = new.constant(t.clone());
+                if let Some(broadcast @ Op::Broadcast { .. }) = graph.op(o.node) {
+                    c = new.add(broadcast.clone(), &[c]).map_err(ill)?;
+                }
+                values.insert(o, c);
+            }
+        }
+        let operands: Vec<Value> = graph.operands(v.node).iter().map(|o| values[o]).collect();
+        values.insert(*v, new.add(op.clone(), &operands).map_err(ill)?);
+    }
+    new.output("y", values[tail.last().unwrap_or(&layer.value)]);
+    let here = Layer { value: values[&layer.value], variants: vec![variant.clone()], refused: vec![], ..layer.clone() };
+    Ok((new, here))
 }
 
 /// The tensors that integer layers read: their ranges must be known before [`apply`] and [`probe`].
@@ -269,28 +329,11 @@ pub fn probe(graph: &Graph, layers: &[Layer], ranges: &BTreeMap<Value, Scale>) -
 /// The graph with the chosen variants.
 pub fn apply(graph: &Graph, layers: &[Layer], chosen: &[Option<usize>], ranges: &BTreeMap<Value, Scale>) -> Result<Graph, PassError> {
     let picked = |id| layers.iter().zip(chosen).find(|(l, _)| l.value.node == id).and_then(|(l, c)| c.map(|c| (l, &l.variants[c])));
-    let integer: BTreeSet<Value> = layers
-        .iter()
-        .zip(chosen)
-        .filter(|(l, c)| c.is_some_and(|c| l.variants[c].precision == Precision::Int8))
-        .map(|(l, _)| graph.operands(l.value.node)[0])
-        .collect();
     let mut writer = Writer { r: Rebuild::new("precision", graph), ranges, quantised: BTreeMap::new() };
     for id in graph.schedule() {
         writer.r.at(id);
         if let Some((layer, variant)) = picked(id) {
             let new = writer.layer(layer, variant)?;
-            writer.r.set(id.into(), new);
-            continue;
-        }
-        // Where two branches meet, what is stored as bytes for a layer is not stored as floats too.
-        let operands = graph.operands(id);
-        if let (Some(op @ Op::Map(ScalarFn::Add)), true) = (graph.op(id), operands.iter().any(|v| integer.contains(v))) {
-            let mut new = vec![];
-            for v in &operands {
-                new.push(if integer.contains(v) { writer.rounded(*v)? } else { writer.r.value(*v) });
-            }
-            let new = writer.r.add(op.clone(), &new)?;
             writer.r.set(id.into(), new);
             continue;
         }
@@ -340,12 +383,12 @@ impl Writer<'_> {
             let one = r.constant(Tensor::full(DType::F32, vec![1; shape.len()], Scalar::F(x)));
             r.add(Op::Broadcast { shape: shape.clone() }, &[one])
         };
-        let scale = number(&mut self.r, grid.scale)?;
+        let (scale, finer) = (number(&mut self.r, grid.scale)?, number(&mut self.r, grid.scale.recip())?);
         let zero = number(&mut self.r, grid.zero)?;
         let (low, high) = (number(&mut self.r, 0.0)?, number(&mut self.r, 255.0)?);
         let mut q = self.r.value(v);
         for (f, with) in
-            [(ScalarFn::Div, Some(scale)), (ScalarFn::Round, None), (ScalarFn::Add, Some(zero)), (ScalarFn::Max, Some(low)), (ScalarFn::Min, Some(high))]
+            [(ScalarFn::Mul, Some(finer)), (ScalarFn::Round, None), (ScalarFn::Add, Some(zero)), (ScalarFn::Max, Some(low)), (ScalarFn::Min, Some(high))]
         {
             if f == ScalarFn::Add && grid.zero == 0.0 {
                 continue;
