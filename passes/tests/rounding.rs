@@ -7,7 +7,10 @@ use pavage_passes::{
         rounding::{Offers, Variant},
     },
     fuse::Cluster,
-    precision::{self, Layer, Precision, Storage, choice, quantise::Scale},
+    precision::{
+        self, Layer, Precision, Storage, choice,
+        quantise::{Scale, Symmetry},
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -189,6 +192,39 @@ fn what_one_layer_does_not_pay_for_several_do() -> Result<(), PassError> {
         Ok(offers.chosen(&choice::choose(&offers.offers(), f64::INFINITY)).len())
     };
     assert_eq!((taken(&heads(1))?, taken(&heads(8))?), (0, 8));
+    Ok(())
+}
+
+/// Products of one row by packed weights are one product of weights packed side by side, as those in f32 are.
+#[test]
+fn packed_siblings_are_one_product() -> Result<(), PassError> {
+    let ctx = ctx();
+    for (wanted, storage) in [
+        (Precision::W8, Storage::default()),
+        (Precision::W4, Storage { group: Some(32), symmetry: Symmetry::Asymmetric }),
+        (Precision::F16, Storage::default()),
+    ] {
+        let mut random = Random(7);
+        let mut graph = Graph::new("siblings");
+        let x = graph.input("x", TensorType::new(DType::F32, [1usize, 512]));
+        let [a, b, c] = [(); 3].map(|()| product(&mut graph, x, 512, 512, &mut random));
+        let y = graph.add(Op::Map(ScalarFn::Mul), &[a, b]).unwrap();
+        let y = graph.add(Op::Map(ScalarFn::Add), &[y, c]).unwrap();
+        graph.output("y", y);
+        let layers = precision::layers(&graph, &[wanted], storage, &ctx.costs).unwrap();
+        let variants = precision::variants(&graph, &layers, &[], &BTreeMap::new(), &ctx.costs).unwrap();
+        let mut offers = Offers::new(&graph, &variants, &ctx)?;
+        let picks = choice::choose(&offers.offers(), f64::INFINITY);
+        assert_eq!(offers.chosen(&picks).len(), 3, "{wanted}");
+        let (merged, clusters) = offers.build(&picks)?;
+        let products = clusters.iter().filter(|c| matches!(c.formed.region.heart, Heart::Contract { .. })).count();
+        assert_eq!(products, 1, "{wanted}: {:?}", clusters.iter().map(|c| &c.formed.region.name).collect::<Vec<_>>());
+        let apart = precision::apply(&graph, &layers, &[Some(0); 3], &BTreeMap::new())?;
+        let x = random.tensor(&[1, 512]);
+        for (a, b) in eval::eval(&merged, std::slice::from_ref(&x)).unwrap().iter().zip(eval::eval(&apart, std::slice::from_ref(&x)).unwrap()) {
+            assert!(relative(&b.to_f64(), &a.to_f64()) < 1e-6, "{wanted}");
+        }
+    }
     Ok(())
 }
 

@@ -63,6 +63,32 @@ fn constant(e: &Egraph, id: Id, axis: usize) -> Option<Id> {
     base.or(e[id].data.constant.then_some(id))
 }
 
+/// Packed weights of constants in whose blocks `axis` does not lie: the blocks, and the constants.
+fn packed(e: &Egraph, id: Id, axis: usize) -> Option<(&[usize], &[Id])> {
+    nodes(e, id).find_map(|t| match op(t) {
+        Some(Op::Dequant { blocks }) if blocks.get(axis).is_none_or(|b| *b == 1) && t.args.iter().all(|a| e[*a].data.constant) => {
+            Some((blocks.as_slice(), t.args.as_slice()))
+        }
+        _ => None,
+    })
+}
+
+/// Packed weights side by side along `axis`, as one; `None` where they are packed in different ways.
+fn joined_packed(e: &Egraph, weights: &[Id], axis: usize) -> Option<Build> {
+    let all: Vec<(&[usize], &[Id])> = weights.iter().map(|w| packed(e, *w, axis)).collect::<Option<_>>()?;
+    let (blocks, first) = all[0];
+    if all.iter().any(|(b, args)| *b != blocks || args.len() != first.len()) {
+        return None;
+    }
+    let part = |i: usize| {
+        let parts: Vec<Id> = all.iter().map(|(_, args)| args[i]).collect();
+        let mut shape = e[parts[0]].data.ty.shape.clone();
+        shape[axis] = total(&extents(e, &parts, axis));
+        joined(e, &parts, axis, &shape)
+    };
+    Some(Build::Op(Op::Dequant { blocks: blocks.to_vec() }, (0..first.len()).map(part).collect::<Option<_>>()?))
+}
+
 /// Constants side by side along `axis`, repeated to `shape`; `None` where they differ along another axis.
 fn joined(e: &Egraph, bases: &[Id], axis: usize, shape: &[Dim]) -> Option<Build> {
     let others = |id: Id| {
@@ -120,18 +146,25 @@ impl<'e, K: Ord> Groups<'e, K> {
     }
 }
 
-/// `x @ w_i = slice_i(x @ concat(w))`.
+/// `x @ w_i = slice_i(x @ concat(w))`, for constant weights and for packed ones.
 fn products(e: &Egraph) -> Vec<Merge> {
     let mut groups = Groups(BTreeMap::new());
     for (class, term) in terms(e) {
         let Some(operation @ Op::MatMul { .. }) = op(term) else { continue };
         let (x, w) = (term.args[0], term.args[1]);
         let last = e[w].data.ty.rank() - 1;
-        if let Some(base) = constant(e, w, last)
-            && e[class].data.ty.shape[last].as_const().is_some()
-            && !is_joined(e, base)
+        if e[class].data.ty.shape[last].as_const().is_none() {
+            continue;
+        }
+        if let Some(base) = constant(e, w, last) {
+            if !is_joined(e, base) {
+                groups.add((x, operation.to_string()), class, term, base);
+            }
+        } else if let Some((blocks, parts)) = packed(e, w, last)
+            && !is_joined(e, parts[0])
         {
-            groups.add((x, operation.to_string()), class, term, base);
+            let types: Vec<String> = parts.iter().map(|p| e[*p].data.ty.dtype.to_string()).collect();
+            groups.add((x, format!("{operation} of {} in {blocks:?}", types.join(", "))), class, term, w);
         }
     }
     let merged = groups.found().filter_map(|((x, _), siblings, bases)| {
@@ -142,7 +175,8 @@ fn products(e: &Egraph) -> Vec<Merge> {
         shape[last] = total(&widths);
         let mut weights = e[first.args[1]].data.ty.shape.clone();
         weights[last] = shape[last].clone();
-        let operands = vec![Build::Class(x), joined(e, &bases, last, &weights)?];
+        let joined = if bases.iter().all(|b| packed(e, *b, last).is_some()) { joined_packed(e, &bases, last)? } else { joined(e, &bases, last, &weights)? };
+        let operands = vec![Build::Class(x), joined];
         let whole = Build::Op(op(first)?.clone(), operands);
         Some(Merge { whole, parts: parts(siblings, slices(&shape, last, &widths)) })
     });
