@@ -76,6 +76,8 @@ fn the_artifact_says_what_a_layer_is_in() {
     let artifact = dir.join("out.pav");
     let why = pavage(["explain".as_ref(), artifact.as_os_str()]).exits(0).stdout;
     assert!(why.contains("precision int8: predicted to save") && why.contains("measured error"), "{why}");
+    let layers = said.matches(" int8 ").count();
+    assert!(layers > 1 && why.matches("precision int8").count() == layers, "{said}\n{why}");
     let inside = pavage(["inspect".as_ref(), artifact.as_os_str(), "--json".as_ref()]).exits(0).json();
     assert!(inside["manifest"]["flags"].as_array().unwrap().iter().any(|f| f == "--precision=int8"));
     // Groups and zero points are kept in the flags too.

@@ -25,6 +25,8 @@ const MAX_PLANS: usize = 24;
 pub struct Variant {
     /// What it stands for.
     pub value: Value,
+    /// The values whose work it does: the layer's, and what follows it.
+    pub covers: Vec<Value>,
     /// What the one input of `graph` is.
     pub operand: Value,
     /// How it is computed: its one output is of the value's type.
@@ -108,8 +110,7 @@ impl<'a> Offers<'a> {
             let searched = match known.get(&key) {
                 Some(known) => *known,
                 None => {
-                    let labels = here.iter().map(|v| variants[*v].label.clone()).collect();
-                    this.searched.push(search(&part, &pairs, labels, ctx)?);
+                    this.searched.push(search(&part, &pairs, ctx)?);
                     known.insert(key, this.searched.len() - 1);
                     this.searched.len() - 1
                 }
@@ -168,6 +169,12 @@ impl<'a> Offers<'a> {
             let plan = Self::plan(offer, *pick);
             let errors: Vec<f64> = offer.variants.iter().map(|v| self.variants[*v].error).collect();
             let s = &mut self.searched[offer.searched];
+            // Equal parts have errors of their own.
+            let label = |v: &usize| {
+                let Variant { label, error, .. } = &self.variants[*v];
+                if *error > 0.0 { format!("{label} (error {:.1e})", error.sqrt()) } else { label.clone() }
+            };
+            s.candidates.labels = offer.variants.iter().map(label).collect();
             s.candidates.price(plan.price, &errors, &|r| plan.price.is_finite() || plan.rounds.contains(&r));
             let mut built = rebuild(&offer.part.graph, offer.part.outputs.len(), &s.saturated, &s.candidates, &plan.choice)?;
             built.drop_unused();
@@ -208,6 +215,8 @@ fn splice(whole: &mut Graph, part: &mut templates::Part, variant: &Variant) -> R
     if part.graph.op(value.node).is_none() {
         return Ok(None);
     }
+    let covered = variant.covers.iter().filter_map(|v| part.inner(*v));
+    let source: Vec<String> = covered.flat_map(|v| part.graph[v.node].source.clone()).collect();
     let mut values: BTreeMap<Value, Value> = BTreeMap::new();
     for id in variant.graph.schedule() {
         let v = match &variant.graph[id].kind {
@@ -222,8 +231,7 @@ fn splice(whole: &mut Graph, part: &mut templates::Part, variant: &Variant) -> R
             NodeKind::Op(op, _) => {
                 let operands: Vec<Value> = variant.graph.operands(id).iter().map(|o| values[o]).collect();
                 let new = part.graph.add(op.clone(), &operands).map_err(|source| PassError::IllTyped { pass: "rounding", source })?;
-                let source = part.graph[value.node].source.clone();
-                part.graph.set_source(new.node, source);
+                part.graph.set_source(new.node, source.clone());
                 new
             }
         };
@@ -235,10 +243,9 @@ fn splice(whole: &mut Graph, part: &mut templates::Part, variant: &Variant) -> R
 }
 
 /// The kernels of a part, variants among them.
-fn search(part: &templates::Part, pairs: &[(Value, Value)], labels: Vec<String>, ctx: &Ctx) -> Result<Searched, PassError> {
+fn search(part: &templates::Part, pairs: &[(Value, Value)], ctx: &Ctx) -> Result<Searched, PassError> {
     let saturated = saturate_rounding(&part.graph, &part.constants, &every_rule()?, &ctx.costs, pairs)?;
-    let mut candidates = candidates::form_all(&saturated, &ctx.costs)?;
-    candidates.labels = labels;
+    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(&part.graph, part.outputs.len(), &saturated);
     saturated.limits.iter().for_each(|limit| ctx.note(limit.clone()));
     let mut work = ctx.work.borrow_mut();

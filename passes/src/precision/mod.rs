@@ -238,7 +238,8 @@ pub fn variants(
                 }
             }
             let value = tail.last().copied().unwrap_or(l.value);
-            found.push(rounding::Variant { value, operand, graph: alone, label: variant.precision.name().into(), error, layer, index });
+            let covers = std::iter::once(l.value).chain(tail).collect();
+            found.push(rounding::Variant { value, covers, operand, graph: alone, label: variant.precision.name().into(), error, layer, index });
         }
     }
     Ok(found)
