@@ -39,6 +39,11 @@ pub fn work(region: &Region) -> Work {
         }
         Heart::Contract { k, .. } => two * points.clone() * k.clone(),
         Heart::Conv { weights, .. } => two * points.clone() * weights[1..].iter().cloned().product(),
+        Heart::Separable { weights, filters, .. } => {
+            let pixels: Dim = region.space[..region.space.len() - 1].iter().cloned().product();
+            let taps: Dim = weights.iter().cloned().product();
+            two.clone() * pixels * taps + two * points.clone() * filters[1].clone()
+        }
         Heart::Pool { kernel, .. } => points.clone() * Dim::from(kernel.iter().product::<usize>()),
         Heart::Attention { keys, depth, .. } => {
             let rows: Dim = region.space[..region.space.len() - 1].iter().cloned().product();

@@ -10,7 +10,8 @@
 //! - a stage of a reduction: axes `0..P+R`;
 //! - operands of [`Heart::Contract`]: axes `0..P` (batch..., m, n) and axis `P`, the contracted one;
 //! - operands of [`Heart::Conv`], [`Heart::Pool`], [`Heart::Attention`]: their own coordinates, axis `i` being the
-//!   operand's axis `i`; a point outside the operand's extents is never asked for.
+//!   operand's axis `i`; a point outside the operand's extents is never asked for;
+//! - operands of [`Heart::Separable`]: likewise, and what its product reads is over the depthwise result's coordinates.
 use crate::{
     DType, Dim, Op, Real, Scalar, ScalarFn, TensorType,
     attr::{Layout, PoolFn, ReduceFn},
@@ -127,6 +128,28 @@ pub enum Heart {
         /// Extents of the weights.
         weights: Vec<Dim>,
         /// Accumulator dtype.
+        acc: DType,
+    },
+    /// A depthwise convolution and the product of every pixel's channels after it, channels-last: `acc1` is the convolution at a
+    /// point of its result, `acc0[n, p..., o] = sum_c mid[n, p..., c] * point[o, c, 0...]`.
+    Separable {
+        /// Geometry of the depthwise convolution.
+        window: Window,
+        /// The input over its own coordinates, extents `input`.
+        x: ExprId,
+        /// Extents of the input.
+        input: Vec<Dim>,
+        /// The depthwise weights `[c, 1, kernel...]` over their own coordinates.
+        w: ExprId,
+        /// Extents of the depthwise weights.
+        weights: Vec<Dim>,
+        /// What the product reads: an expression of `acc1`, over the coordinates of the depthwise result.
+        mid: ExprId,
+        /// The product's weights `[o, c, 1...]` over their own coordinates.
+        point: ExprId,
+        /// Extents of the product's weights.
+        filters: Vec<Dim>,
+        /// Accumulator dtype of both.
         acc: DType,
     },
     /// A pool; `space` is the output shape.
@@ -263,7 +286,13 @@ impl Region {
     pub fn writes_anywhere(&self) -> bool {
         match &self.heart {
             Heart::Op(op) => matches!(op, Op::Resize { .. } | Op::ConvTranspose { .. }),
-            Heart::Map | Heart::Reduce { .. } | Heart::Contract { .. } | Heart::Conv { .. } | Heart::Pool { .. } | Heart::Attention { .. } => true,
+            Heart::Map
+            | Heart::Reduce { .. }
+            | Heart::Contract { .. }
+            | Heart::Conv { .. }
+            | Heart::Separable { .. }
+            | Heart::Pool { .. }
+            | Heart::Attention { .. } => true,
         }
     }
 
@@ -284,6 +313,7 @@ impl Region {
         match &self.heart {
             Heart::Contract { k, .. } => visit(k),
             Heart::Conv { input, weights, .. } => input.iter().chain(weights).for_each(&mut visit),
+            Heart::Separable { input, weights, filters, .. } => input.iter().chain(weights).chain(filters).for_each(&mut visit),
             Heart::Pool { input, .. } => input.iter().for_each(&mut visit),
             Heart::Attention { keys, depth, .. } => [keys, depth].into_iter().for_each(&mut visit),
             Heart::Op(op) => op.dims(&mut visit),
@@ -305,6 +335,7 @@ impl Region {
             Heart::Reduce { .. } => "reduce",
             Heart::Contract { .. } => "contract",
             Heart::Conv { .. } => "conv",
+            Heart::Separable { .. } => "separable",
             Heart::Pool { .. } => "pool",
             Heart::Attention { .. } => "attention",
             Heart::Op(op) => op.mnemonic(),
@@ -367,6 +398,20 @@ impl fmt::Display for Region {
                 window.hi,
                 window.layout
             )?,
+            Heart::Separable { window, x, input, w, weights, mid, point, filters, acc } => {
+                writeln!(
+                    f,
+                    "  acc1 = depthwise {x}[{}], {w}[{}] strides {:?} dilations {:?} pads {:?} {:?} {} in {acc}",
+                    list(input),
+                    list(weights),
+                    window.strides,
+                    window.dilations,
+                    window.lo,
+                    window.hi,
+                    window.layout
+                )?;
+                writeln!(f, "  acc0 = product {mid}, {point}[{}] in {acc}", list(filters))?;
+            }
             Heart::Pool { f: g, kernel, window, x, input } => writeln!(
                 f,
                 "  acc0 = pool {g} {x}[{}] kernel {kernel:?} strides {:?} dilations {:?} pads {:?} {:?} {}",

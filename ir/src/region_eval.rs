@@ -145,6 +145,26 @@ impl Run<'_> {
                 })?;
                 Ok(vec![sum.finish()])
             }
+            Heart::Separable { window, x, input, w, weights, mid, point: filter, filters, acc } => {
+                let (input, weights, filters) = (self.extents(input)?, self.extents(weights)?, self.extents(filters)?);
+                let (last, mut product) = (point.len() - 1, Dot::new(*acc));
+                for c in 0..filters[1] {
+                    let mut here = point.to_vec();
+                    here[last] = c;
+                    let mut sum = Dot::new(*acc);
+                    for_each_point(&weights[2..], &mut |tap| {
+                        let Some(at) = window_at(window, &here, tap, &input) else { return Ok(()) };
+                        let tap_at: Vec<usize> = [c, 0].into_iter().chain(tap.iter().copied()).collect();
+                        sum.push(self.expr(*x, &at, &vec![])?, self.expr(*w, &tap_at, &vec![])?);
+                        Ok(())
+                    })?;
+                    let accs = vec![Scalar::I(0).cast(*acc), sum.finish()];
+                    let mut filter_at = vec![0; filters.len()];
+                    (filter_at[0], filter_at[1]) = (point[last], c);
+                    product.push(self.expr(*mid, &here, &accs)?, self.expr(*filter, &filter_at, &vec![])?);
+                }
+                Ok(vec![product.finish()])
+            }
             Heart::Pool { f, kernel, window, x, input } => {
                 let input = self.extents(input)?;
                 let dtype = self.region.dtype(*x);

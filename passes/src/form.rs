@@ -8,7 +8,7 @@
 use crate::positions::{self, Positions};
 use pavage_ir::{
     DType, Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, Scalar, ScalarFn, TensorType, Value,
-    attr::PadMode,
+    attr::{Layout, PadMode},
     dim::Atom,
     graph::NodeKind,
     region::{RegionOutput, Stage, StageFn, Window},
@@ -120,6 +120,18 @@ pub fn form<'g>(graph: &'g Graph, members: &[NodeId], outputs: &'g [Value]) -> R
     Ok(Formed { region: former.region, args: former.args, outputs: outputs.to_vec() })
 }
 
+/// Whether `op` is a channels-last depthwise convolution with these weights, one filter a channel.
+pub fn is_depthwise(op: &Op, weights: &[Dim]) -> bool {
+    let Op::Conv { groups, layout: Layout::ChannelsLast, .. } = op else { return false };
+    *groups > 1 && weights[0] == Dim::from(*groups) && weights[1].is(1)
+}
+
+/// Whether `op` is a channels-last convolution that multiplies each pixel's channels by these weights, and nothing else.
+pub fn is_point_product(op: &Op, weights: &[Dim]) -> bool {
+    let Op::Conv { strides, lo, hi, groups: 1, layout: Layout::ChannelsLast, .. } = op else { return false };
+    weights[2..].iter().all(|d| d.is(1)) && strides.iter().all(|s| *s == 1) && lo.iter().chain(hi).all(|p| *p == 0)
+}
+
 /// Ops that only rename coordinates.
 pub fn is_view(op: &Op) -> bool {
     matches!(op, Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. })
@@ -149,9 +161,15 @@ struct Former<'g> {
 impl Former<'_> {
     fn run(&mut self, members: &[NodeId], outputs: &[Value]) -> Result<(), Illegal> {
         let mut heart: Option<NodeId> = None;
+        let pair = self.separable_pair(members);
         for &id in members {
             let Some(op) = self.graph.op(id) else { continue };
             match op {
+                _ if pair.is_some_and(|(depthwise, _)| depthwise == id) => {}
+                _ if pair.is_some_and(|(_, product)| product == id) => {
+                    heart = Some(id);
+                    self.separable(pair.map_or(id, |p| p.0), id)?;
+                }
                 Op::Reduce { .. } | Op::ArgReduce { .. } => {
                     if let Some(h) = heart.and_then(|h| self.graph.op(h)) {
                         return Err(Illegal::TwoHearts(h.mnemonic(), op.mnemonic()));
@@ -303,6 +321,62 @@ impl Former<'_> {
             let expr = if acc == out.dtype { raw } else { self.region.push(Expr::Cast(raw), out.dtype) };
             self.memo.insert((self.space_id, v, identity, None), expr);
         }
+        Ok(())
+    }
+
+    /// The two convolutions of `members`, if they are all its hearts, the first depthwise and the second a product of each pixel's
+    /// channels.
+    fn separable_pair(&self, members: &[NodeId]) -> Option<(NodeId, NodeId)> {
+        let fixes = |op: &Op| is_heart(op) || matches!(op, Op::Reduce { .. } | Op::ArgReduce { .. });
+        let hearts: Vec<NodeId> = members.iter().copied().filter(|id| self.graph.op(*id).is_some_and(fixes)).collect();
+        let [first, second] = hearts[..] else { return None };
+        let weights = |id: NodeId| self.graph.operands(id).get(1).map(|w| &self.graph.ty(*w).shape);
+        let fits = is_depthwise(self.graph.op(first)?, weights(first)?) && is_point_product(self.graph.op(second)?, weights(second)?);
+        fits.then_some((first, second))
+    }
+
+    /// Enter a depthwise convolution and the product behind it.
+    fn separable(&mut self, first: NodeId, second: NodeId) -> Result<(), Illegal> {
+        let Some(Op::Conv { strides, dilations, lo, hi, layout, .. }) = self.graph.op(first).cloned() else { return Ok(()) };
+        let window = Window { strides, dilations, lo, hi, layout };
+        let (image, product) = (self.graph.operands(first), self.graph.operands(second));
+        let (between, out) = (self.graph.ty(first.into()).clone(), self.graph.ty(second.into()).clone());
+        let own = |rank: usize| -> Vec<Dim> { (0..rank).map(Dim::axis).collect() };
+        let whole = |this: &mut Self, v: Value| {
+            let shape = this.graph.ty(v).shape.clone();
+            this.enter(shape.clone());
+            this.pull(v, own(shape.len()), None).map(|expr| (expr, shape))
+        };
+        self.region.space = out.shape.clone();
+        self.in_heart = true;
+        let (x, input) = whole(self, image[0])?;
+        let (w, weights) = whole(self, image[1])?;
+        let (point, filters) = whole(self, product[1])?;
+        self.in_heart = false;
+        // What is done to the depthwise result: rows of it are computed out of their place, so by channel alone.
+        self.enter(between.shape.clone());
+        let at = own(between.rank());
+        let acc = self.region.push(Expr::Acc(1), between.dtype);
+        self.memo.insert((self.space_id, first.into(), at.clone(), None), acc);
+        let from = self.region.exprs.len();
+        let mid = self.pull(product[0], at, None)?;
+        let channel = Dim::axis(between.rank() - 1);
+        let by_channel = |d: &Dim| *d == channel || !d.any_atom(&|a| matches!(a, Atom::Axis(_) | Atom::Value(_)));
+        let fits = |e: &Expr| match e {
+            Expr::Load { index, guard, .. } => guard.is_none() && index.iter().all(by_channel),
+            Expr::Index(_) => false,
+            _ => true,
+        };
+        if !self.region.exprs[from..].iter().all(|(e, _)| fits(e)) {
+            return Err(Illegal::OffSpine("conv"));
+        }
+        self.region.heart = Heart::Separable { window, x, input, w, weights, mid, point, filters, acc: out.dtype };
+        self.enter(out.shape.clone());
+        let (v, at) = (Value::from(second), own(out.rank()));
+        self.coords.insert(v, at.clone());
+        self.stages.insert(v, 0);
+        let expr = self.region.push(Expr::Acc(0), out.dtype);
+        self.memo.insert((self.space_id, v, at, None), expr);
         Ok(())
     }
 

@@ -412,6 +412,7 @@ fn plain(region: &Region) -> bool {
             let whole = |index: &[Dim]| index.len() == input.len() && (0..input.len()).all(|k| index.contains(&Dim::axis(k)));
             load(*x).is_some_and(|(_, index)| whole(&index)) && identity(unpacked(region, *w))
         }
+        Heart::Separable { x, w, point, .. } => identity(*x) && identity(*w) && identity(*point),
         Heart::Pool { x, .. } => identity(*x),
         Heart::Attention { q, k, v, .. } => [*q, *k, *v]
             .into_iter()

@@ -24,13 +24,13 @@ pub const FAMILY: Family =
 const NAME: &str = "depthwise_cpu";
 
 /// The region as a convolution with one input and one output channel a group.
-fn depthwise<'r>(region: &'r Region, facts: &ArgFacts) -> Option<Conv<'r>> {
+pub(super) fn depthwise<'r>(region: &'r Region, facts: &ArgFacts) -> Option<Conv<'r>> {
     Conv::of(region, facts).filter(|c| c.c == 1 && c.o == 1 && c.groups > 1)
 }
 
 /// Most pixels of a tile: accumulators, one window row of weights and a few input vectors stay in registers. With 32 registers
 /// a few of the inputs that the scheduler loads early are spilled, which costs less than narrower tiles would.
-fn max_pixels(cpu: &Cpu, width: usize) -> usize {
+pub(super) fn max_pixels(cpu: &Cpu, width: usize) -> usize {
     (cpu.vector_regs as usize).saturating_sub(width + 5).clamp(1, 14)
 }
 
@@ -54,23 +54,9 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let Target::Cpu(cpu) = target else { return Err(no("not a CPU")) };
     let conv = depthwise(region, facts).ok_or_else(|| no("not a depthwise convolution"))?;
     let lanes = usize::from(cpu.lanes);
-    let [so, _, sh, sw] = conv.weight_strides();
     let product = Product::of(&conv, cpu);
-    let dtype = match product {
-        Product::Float => region.args[conv.weights.0].dtype,
-        Product::Integer => DType::I16,
-        Product::Pair | Product::Quad => DType::I32,
-    };
-    let walk = Walk {
-        batch: vec![],
-        n: (conv.groups, so),
-        k: vec![(conv.kernel[0], sh), (conv.kernel[1], sw)],
-        start: conv.weights.1.rest.as_const().unwrap_or(0),
-        width: lanes,
-        group: 1,
-        dtype,
-        cells: Cells::Whole,
-    };
+    let walk = panels(&conv, product, lanes);
+    let dtype = walk.dtype;
     let most = max_pixels(cpu, conv.kernel[1]);
     let pixels = usize::try_from(schedule.knob("pixels", most as i64)).unwrap_or(most).clamp(1, most);
 
@@ -88,7 +74,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
         let n = b.div(row, oh);
         let y = b.rem(row, oh);
         let (first, end) = conv.rows_inside(b, y, h);
-        let at = Row { n, y, first, end };
+        let at = Row { n, y, first, end, to: y };
         if schedule.knob("outer", 0) == 0 {
             cx.tiles(b, &mut |b, span| cx.channels(b, &mut |b, c, count| cx.tile(b, &mut env, at, span, c, count)));
         } else {
@@ -108,9 +94,29 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     Ok(Built { kernel, schedule: schedule.clone(), dims, cpu: Some(cpu_shape), grid: None, packs: vec![(conv.weights.0, Pack::Walk(walk))] })
 }
 
+/// How weights are packed: a panel of every vector of channels.
+pub(super) fn panels(conv: &Conv<'_>, product: Product, lanes: usize) -> Walk {
+    let [so, _, sh, sw] = conv.weight_strides();
+    let dtype = match product {
+        Product::Float => conv.region.args[conv.weights.0].dtype,
+        Product::Integer => DType::I16,
+        Product::Pair | Product::Quad => DType::I32,
+    };
+    Walk {
+        batch: vec![],
+        n: (conv.groups, so),
+        k: vec![(conv.kernel[0], sh), (conv.kernel[1], sw)],
+        start: conv.weights.1.rest.as_const().unwrap_or(0),
+        width: lanes,
+        group: 1,
+        dtype,
+        cells: Cells::Whole,
+    }
+}
+
 /// How an input vector is multiplied and added.
 #[derive(Clone, Copy, PartialEq)]
-enum Product {
+pub(super) enum Product {
     /// Floats.
     Float,
     /// 32-bit integers.
@@ -138,27 +144,32 @@ impl Product {
     }
 }
 
-struct Cx<'a> {
-    conv: &'a Conv<'a>,
-    product: Product,
-    lanes: usize,
-    w: Val,
-    ow: Val,
-    pixels: usize,
+/// What the parts of the loop nest share.
+pub(super) struct Cx<'a> {
+    pub(super) conv: &'a Conv<'a>,
+    pub(super) product: Product,
+    pub(super) lanes: usize,
+    /// Width of the input and of the output.
+    pub(super) w: Val,
+    pub(super) ow: Val,
+    /// Most pixels of a tile.
+    pub(super) pixels: usize,
 }
 
 /// An output row and the window rows inside the input.
 #[derive(Clone, Copy)]
-struct Row {
-    n: Val,
-    y: Val,
-    first: Val,
-    end: Val,
+pub(super) struct Row {
+    pub(super) n: Val,
+    pub(super) y: Val,
+    pub(super) first: Val,
+    pub(super) end: Val,
+    /// Where it is written, as a row of the output.
+    pub(super) to: Val,
 }
 
 /// Pixels of a tile.
 #[derive(Clone, Copy)]
-enum Span {
+pub(super) enum Span {
     /// `count` pixels from `x` on; `known` is `x` where it is known, taps outside are then left out.
     Pixels { x: Val, count: usize, known: Option<usize> },
     /// One pixel, any taps of which may be outside.
@@ -172,7 +183,7 @@ impl Cx<'_> {
     }
 
     /// Every tile of a row.
-    fn tiles(&self, b: &mut Builder, tile: &mut dyn FnMut(&mut Builder, Span)) {
+    pub(super) fn tiles(&self, b: &mut Builder, tile: &mut dyn FnMut(&mut Builder, Span)) {
         let (conv, stride) = (self.conv, self.conv.strides[1]);
         let (Some(ow), Some(w)) = (conv.ow.as_const(), conv.w.as_const()) else { return self.counted_tiles(b, tile) };
         let (ow, w) = (ow as usize, w);
@@ -237,7 +248,7 @@ impl Cx<'_> {
     }
 
     /// Every vector of channels; the last one may be partial.
-    fn channels(&self, b: &mut Builder, vector: &mut dyn FnMut(&mut Builder, Val, Option<usize>)) {
+    pub(super) fn channels(&self, b: &mut Builder, vector: &mut dyn FnMut(&mut Builder, Val, Option<usize>)) {
         let whole = self.conv.groups / self.lanes * self.lanes;
         let (lo, hi) = (b.index(0), b.index(whole as i64));
         b.for_(lo, hi, self.lanes as i64, &[], |b, c, _| {
@@ -249,7 +260,7 @@ impl Cx<'_> {
         }
     }
 
-    fn tile(&self, b: &mut Builder, env: &mut Env<'_>, row: Row, span: Span, c: Val, count: Option<usize>) {
+    pub(super) fn tile(&self, b: &mut Builder, env: &mut Env<'_>, row: Row, span: Span, c: Val, count: Option<usize>) {
         let conv = self.conv;
         let (x0, pixels) = match span {
             Span::Pixels { x, count, .. } => (x, count),
@@ -278,7 +289,7 @@ impl Cx<'_> {
             None => b.add_i(c, self.lanes as i64),
             Some(n) => b.add_i(c, n as i64),
         };
-        let axes = conv.axes([row.n, row.y, x0, c]);
+        let axes = conv.axes([row.n, row.to, x0, c]);
         micro::write(b, env, tile, &acc, &axes, conv.width_axis(), End { at: end, aligned: true, partial: count.is_some() });
     }
 

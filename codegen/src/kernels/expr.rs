@@ -158,6 +158,11 @@ impl<'r> Env<'r> {
         env
     }
 
+    /// As [`Env::with_bufs`] for another region of the same kernel, sizes being those of `self`: ask for every symbol before.
+    pub fn beside<'s>(&self, region: &'s Region, outs: Vec<Buf>) -> Env<'s> {
+        Env { dims: self.dims.clone(), syms: self.syms.clone(), ..Env::with_bufs(region, self.args.clone(), outs) }
+    }
+
     /// The axes named in `d`, as bits; `value` is called for every value of the pool in it.
     fn dim_axes(&self, d: &Dim, value: &mut dyn FnMut(ExprId)) -> u64 {
         let mut found = 0;
@@ -591,6 +596,7 @@ impl<'r> Env<'r> {
             Heart::Reduce { stages, .. } => roots.extend(stages.iter().map(|s| s.expr)),
             Heart::Contract { lhs, rhs, .. } => roots.extend([*lhs, *rhs]),
             Heart::Conv { x, w, .. } => roots.extend([*x, *w]),
+            Heart::Separable { x, w, mid, point, .. } => roots.extend([*x, *w, *mid, *point]),
             Heart::Pool { x, .. } => roots.push(*x),
             Heart::Attention { q, k, v, mask, .. } => roots.extend([*q, *k, *v].into_iter().chain(*mask)),
         }

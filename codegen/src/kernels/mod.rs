@@ -37,6 +37,7 @@ pub mod resize;
 pub mod rewrite;
 pub mod rnn;
 pub mod scatter;
+pub mod separable_cpu;
 pub mod sort;
 pub mod space;
 pub mod transpose;
@@ -209,6 +210,7 @@ pub const FAMILIES: &[Family] = &[
     reduce::FAMILY,
     gemm_cpu::FAMILY,
     depthwise_cpu::FAMILY,
+    separable_cpu::FAMILY,
     conv_cpu::FAMILY,
     attention::FAMILY,
     naive::POOL,

@@ -479,6 +479,62 @@ fn depthwise_convolutions_are_right() {
     check(&sliced(cases), "depthwise_cpu");
 }
 
+/// A depthwise convolution with bias and ReLU, and a product of its channels with bias and clip.
+fn separable(first: &Convolution, filters: usize, noise: &mut Noise) -> Case {
+    let Case { region: mut r, mut args, mut constant, binding } = first.case(noise);
+    let Heart::Conv { window, x, input, w, weights, acc, .. } = r.heart.clone() else { panic!("a convolution") };
+    let (rank, channels) = (input.len(), Dim::from(first.groups));
+    r.outputs.clear();
+    r.space[rank - 1] = Dim::from(filters);
+    let bias = operand(&mut r, acc, vec![channels.clone()], vec![Dim::axis(rank - 1)]);
+    let mid = r.push(Expr::Acc(1), acc);
+    let mid = call(&mut r, ScalarFn::Add, &[mid, bias]);
+    let zero = r.constant(Scalar::F(0.0), acc);
+    let mid = call(&mut r, ScalarFn::Max, &[mid, zero]);
+    let shape: Vec<Dim> = [Dim::from(filters), channels].into_iter().chain((2..rank).map(|_| Dim::one())).collect();
+    let point = operand(&mut r, acc, shape.clone(), axes(0, rank));
+    let value = r.push(Expr::Acc(0), acc);
+    let value = bias_and_clip(&mut r, value, Dim::from(filters), rank - 1);
+    r.heart = Heart::Separable { window, x, input, w, weights, mid, point, filters: shape, acc };
+    r.outputs.push(RegionOutput { ty: TensorType { dtype: acc, shape: r.space.clone() }, expr: value, index: axes(0, rank) });
+    for t in &r.args[args.len()..] {
+        constant.push(t.shape.len() == rank);
+        args.push(random(noise, t.dtype, &t.bind(&binding).const_shape().unwrap()));
+    }
+    Case { region: r, args, constant, binding }
+}
+
+#[test]
+fn separable_convolutions_are_right() {
+    let mut noise = Noise(41);
+    let mut cases = vec![];
+    for i in 0..24 {
+        let mut size = |from: u64, to: u64| (from + noise.bits() % (to - from + 1)) as usize;
+        let spatial = if i % 6 == 5 { 1 } else { 2 };
+        let kernel = vec![3 + 2 * (i % 2); spatial];
+        let pads: Vec<i64> = (0..2 * spatial).map(|_| size(0, 2) as i64).collect();
+        let conv = Convolution {
+            n: 1 + i % 2,
+            size: kernel.iter().map(|k| k + size(0, 30)).collect(),
+            c: 1,
+            o: 1,
+            groups: size(2, 40),
+            strides: vec![1 + i / 2 % 2; spatial],
+            dilations: vec![if i % 5 == 4 { 2 } else { 1 }; spatial],
+            lo: pads[..spatial].iter().map(|p| p + if i % 5 == 4 { 4 } else { 0 }).collect(),
+            hi: pads[spatial..].to_vec(),
+            kernel,
+            dtype: DType::F32,
+            fused: 0,
+            symbols: i % 4 == 1,
+            planes: false,
+        };
+        let filters = size(1, 70);
+        cases.push(separable(&conv, filters, &mut noise));
+    }
+    check(&sliced(cases), "separable_cpu");
+}
+
 /// Vector registers that the loops of multiply-adds of a kernel spill to or reload from the stack.
 fn spills(case: &Case, target: &str, family: &str) -> usize {
     let built = case.build(target, "spills", family);

@@ -13,7 +13,7 @@ use crate::{
     fuse::{self, Order},
 };
 use egg::{Id, Language};
-use pavage_ir::{Graph, Op, Value};
+use pavage_ir::{DType, Graph, Op, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Candidates kept a class.
@@ -330,6 +330,7 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
     if window && !readers().all(|t| matches!(t.head, Head::Op(Op::Conv { .. })) && t.args[0] == arg && t.args[1] != arg) {
         return vec![];
     }
+    let joined = if window { separable(s, state, arg) } else { None };
     let views_only = !window && read_by(&form::is_heart);
     let terms = s.egraph[arg].nodes.iter().filter(|t| match &t.head {
         Head::Leaf(_) => false,
@@ -342,13 +343,44 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
                 && t.args.iter().all(|a| !state.contains_key(a) || !depends(s, state, *a, arg))
         }
     });
-    terms
-        .map(|t| {
-            let mut next = state.clone();
-            next.insert(arg, t.clone());
-            next
-        })
-        .collect()
+    let grown = terms.map(|t| {
+        let mut next = state.clone();
+        next.insert(arg, t.clone());
+        next
+    });
+    grown.chain(joined).collect()
+}
+
+/// The state with the depthwise convolution whose result, changed point by point, is the image `arg` of its product.
+fn separable(s: &Saturated, state: &State, arg: Id) -> Option<State> {
+    let weights = |t: &Term| &s.egraph[t.args[1]].data.ty.shape;
+    let float = |id: Id| s.egraph[id].data.ty.dtype == DType::F32;
+    let mut readers = state.values().filter(|t| t.args.contains(&arg));
+    let (Some(reader), None) = (readers.next(), readers.next()) else { return None };
+    if !matches!(&reader.head, Head::Op(op) if form::is_point_product(op, weights(reader))) || !float(arg) {
+        return None;
+    }
+    let mut next = state.clone();
+    let (mut stack, mut depthwise) = (vec![arg], None);
+    while let Some(id) = stack.pop() {
+        if next.contains_key(&id) {
+            continue;
+        }
+        let nodes = &s.egraph[id].nodes;
+        let first = nodes.iter().find(|t| matches!(&t.head, Head::Op(op @ Op::Conv { .. }) if form::is_depthwise(op, weights(t))));
+        if let Some(t) = first {
+            if depthwise.is_some_and(|d| d != id) || !float(t.args[0]) {
+                return None;
+            }
+            depthwise = Some(id);
+            next.insert(id, t.clone());
+        } else if !nodes.iter().any(|t| matches!(t.head, Head::Op(Op::Broadcast { .. }))) {
+            let t = nodes.iter().find(|t| matches!(t.head, Head::Op(Op::Map(_))))?;
+            stack.extend(&t.args);
+            next.insert(id, t.clone());
+        }
+    }
+    depthwise.filter(|_| next.len() <= MAX_MEMBERS).map(|_| next)
 }
 
 /// Whether a kernel may choose between the parts of a concatenation, point by point, instead of reading it.
@@ -462,7 +494,8 @@ enum Views {
 fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id, Term)>> {
     let mut chosen = state.clone();
     // A convolution reads an image in another order, but through nothing else.
-    let images: Vec<Id> = state.values().filter(|t| matches!(t.head, Head::Op(Op::Conv { .. }))).map(|t| t.args[0]).collect();
+    let turned = |id: &Id| state.get(id).is_some_and(|t| matches!(t.head, Head::Op(Op::Transpose { .. })));
+    let images: Vec<Id> = state.values().filter(|t| matches!(t.head, Head::Op(Op::Conv { .. }))).map(|t| t.args[0]).filter(turned).collect();
     let mut stack: Vec<(Id, Views)> = state.keys().map(|id| (*id, if images.contains(id) { Views::None } else { Views::All })).collect();
     while let Some((id, level)) = stack.pop() {
         let term = chosen[&id].clone();

@@ -3,9 +3,9 @@
 //! A table of constants with a row for each kind of device. A kernel takes as long as its arithmetic or its memory does, the
 //! longer of the two: arithmetic is rounded up to the vectors, tiles and, on GPUs, waves of tiles that the device runs, memory
 //! is as fast as the level that what is moved fits into. Measured times stand before predictions when a plan is tuned.
-use super::count::{Counter, inside};
+use super::count::{Around, Counter, inside};
 use crate::fuse::unpacked;
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Op, Region, ScalarFn, TensorType, attr::Layout, dim::Atom, program::Price};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Op, Region, ScalarFn, TensorType, attr::Layout, dim::Atom, program::Price, region::Window};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// What a device does in a nanosecond.
@@ -49,6 +49,9 @@ pub struct Costs {
     /// Reading one element of a convolution's image that lies in memory plane by plane, channels apart, beyond what reading it
     /// otherwise takes; infinite where kernels do not.
     pub plane_ns: f64,
+    /// What a depthwise convolution and the product behind it take longer in one kernel, as a share of their arithmetic; infinite
+    /// where no kernel does both.
+    pub separable: f64,
     /// Ending a row with a part of a vector.
     pub tail_ns: f64,
     /// Ending one reduction of one row.
@@ -92,6 +95,7 @@ pub const CPU: Costs = Costs {
     scalar_ops_per_ns: 16.0,
     stray: (0.15, 64.0),
     plane_ns: 0.4,
+    separable: 0.03,
     tail_ns: 4.0,
     fold_ns: 8.0,
     edge_ns: 2.1,
@@ -133,6 +137,7 @@ pub const GPU: Costs = Costs {
     scalar_ops_per_ns: 10_000.0,
     stray: (0.0, 32.0),
     plane_ns: f64::INFINITY,
+    separable: f64::INFINITY,
     tail_ns: 0.0,
     fold_ns: 0.02,
     edge_ns: 0.02,
@@ -159,6 +164,14 @@ impl Costs {
     pub fn memory_ns(&self, bytes: f64) -> f64 {
         let level = self.levels.iter().find(|(most, _)| bytes <= *most);
         bytes / level.map_or(1.0, |(_, rate)| *rate)
+    }
+
+    /// Products and what is around them, which runs beside the products of the next tile.
+    fn beside(&self, products: f64, around: &Around) -> f64 {
+        let vectors = around.ops / self.map_ops_per_ns + around.folds * self.fold_ns + around.tails * self.tail_ns;
+        let single = around.scalar_ops / self.scalar_ops_per_ns + around.strays * self.stray.0;
+        let others = vectors + single;
+        products.max(others) + 0.5 * products.min(others)
     }
 
     /// A size, symbols at their nominal value.
@@ -225,16 +238,15 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
             let (filters, taps) = (size(&weights[0]), product(&weights[1..]));
             let pixels = points / filters.max(1.0);
             if *groups > 1 && weights[1].is(1) {
-                // A vector of channels at a time, and no products with padding; bytes are widened first.
-                let kernel: Vec<f64> = weights[2..].iter().map(size).collect();
-                let taps = taps * inside(window, input, &region.space, &kernel);
-                contract = 2.0 * taps * costs.tiled(1.0, pixels, filters, [1.0, tile[1]]);
+                // Bytes are widened first.
+                contract = depthwise(window, input, weights, &region.space, costs);
                 integers = false;
             } else {
                 let groups = *groups as f64;
                 contract = 2.0 * taps * costs.tiled(groups, pixels, filters / groups, tile);
             }
         }
+        Heart::Separable { window, input, weights, filters, mid, .. } => return separable(region, (window, input, weights), filters, *mid, &around, costs),
         Heart::Pool { kernel, .. } => around.ops += points * kernel.iter().product::<usize>() as f64,
         Heart::Attention { keys, depth, q, k, v, mask, .. } => {
             // The matrix units take 16-bit heads of 64 and 128 that lie in one piece each, with masks of floats or of positions; other
@@ -285,15 +297,49 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
         (_, true) => costs.half_flops_per_ns,
         _ => costs.contract_flops_per_ns,
     };
-    let vectors = around.ops / costs.map_ops_per_ns + around.folds * costs.fold_ns + around.tails * costs.tail_ns;
-    let single = around.scalar_ops / costs.scalar_ops_per_ns + around.strays * costs.stray.0;
-    // What is around a contraction runs beside the products of the next tile.
-    let (products, others) = (contract / rate, vectors + single);
-    let compute = products.max(others) + 0.5 * products.min(others);
+    let compute = costs.beside(contract / rate, &around);
     let memory = costs.memory_ns(read - weight_bytes + costs.write * written + around.strays * costs.stray.1) + weight_bytes / costs.weight_bytes_per_ns;
     let launch = costs.launch_ns + if contract > 0.0 { costs.fill_ns } else { 0.0 };
     let total = launch + compute.max(memory) + 0.1 * compute.min(memory);
     Price { launch, arithmetic: compute, memory, total }
+}
+
+/// Flops of a depthwise convolution: a vector of channels at a time, and no products with padding.
+fn depthwise(window: &Window, input: &[Dim], weights: &[Dim], space: &[Dim], costs: &Costs) -> f64 {
+    let kernel: Vec<f64> = weights[2..].iter().map(|d| costs.size(d)).collect();
+    let taps = kernel.iter().product::<f64>() * inside(window, input, space, &kernel);
+    let pixels: f64 = space[..space.len() - 1].iter().map(|d| costs.size(d)).product();
+    2.0 * taps * costs.tiled(1.0, pixels, costs.size(&weights[0]), [1.0, costs.tile[1]])
+}
+
+/// A depthwise convolution and the product behind it, one after the other: what is between them is written and read where it
+/// fits, not where all of it would.
+fn separable(region: &Region, (window, input, weights): (&Window, &[Dim], &[Dim]), filters: &[Dim], mid: ExprId, around: &Around, costs: &Costs) -> Price {
+    if costs.separable.is_infinite() {
+        return Price { total: f64::INFINITY, ..Price::default() };
+    }
+    let size = |dims: &[Dim]| dims.iter().map(|d| costs.size(d)).product::<f64>();
+    let (pixels, channels) = (size(&region.space[..region.space.len() - 1]), costs.size(&filters[1]));
+    let first = depthwise(window, input, weights, &region.space, costs) / costs.contract_flops_per_ns;
+    let second = 2.0 * channels * costs.tiled(1.0, pixels, costs.size(&filters[0]), costs.tile) / costs.contract_flops_per_ns;
+    let first = costs.beside(first, &Counter::new(region, costs).of(mid, pixels * channels));
+    let second = costs.beside(second, around);
+    let between = 4.0 * pixels * channels;
+    // As slow as the caches are, not as memory.
+    let cached = |bytes: f64| costs.memory_ns(bytes).min(bytes / costs.levels[2].1);
+    let weight_bytes = 4.0 * (size(weights) + size(filters));
+    let bytes = |ty: &TensorType| size(&ty.shape) * ty.dtype.bits() as f64 / 8.0;
+    let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
+    let others = region.args.iter().map(bytes).sum::<f64>() - 4.0 * size(input) - weight_bytes;
+    // Both parts of the traffic go to one level.
+    let moved = 4.0 * size(input) + others + costs.write * written;
+    let rate = moved / costs.memory_ns(moved).max(1e-9);
+    let read = 4.0 * size(input) / rate + cached(costs.write * between);
+    let write = (others + costs.write * written) / rate + cached(between) + weight_bytes / costs.weight_bytes_per_ns;
+    let phase = |compute: f64, memory: f64| compute.max(memory) + 0.1 * compute.min(memory);
+    let launch = costs.launch_ns + 2.0 * costs.fill_ns;
+    let total = launch + phase(first, read) + phase(second, write) + costs.separable * (first + second);
+    Price { launch, arithmetic: first + second, memory: read + write, total }
 }
 
 /// Nanoseconds that a channels-last convolution of `groups` takes longer because its image lies in memory in another order.

@@ -91,6 +91,14 @@ impl<'r> Counter<'r> {
         }
     }
 
+    /// An expression in vectors at so many points.
+    pub(super) fn of(&self, expr: ExprId, points: f64) -> Around {
+        let mut around = Around::default();
+        let inner = self.region.space.len().saturating_sub(1);
+        self.add_times(&[expr], &mut vec![false; self.region.exprs.len()], &|_| Times::Vector(points), inner, &mut around);
+        around
+    }
+
     fn map(&self, outputs: &[ExprId]) -> Around {
         let mut around = Around::default();
         let rank = self.extents.len();
