@@ -292,6 +292,10 @@ ops! {
     /// `softmax(scale * q k^T + mask) v` over the last two axes: `q[b..., s, e]`, `k[b..., t, e]`, `v[b..., t, d]`, `mask[b..., s, t]` added to
     /// the scaled scores. Scores and sums are f32 or wider. No importer makes it: rules find it.
     "attention" = Attention("q", "k", "v", "mask?") { scale: Real } infer ops::attention::infer, eval ops::attention::eval;
+    /// What `attention` sums over each run of `part` keys, the last one shorter: `out[b..., p, s, ..d]` are the values of part `p` weighted by the
+    /// exponentials of how far scores are below the largest, `out[b..., p, s, d]` the largest, `out[b..., p, s, d + 1]` the sum of the weights;
+    /// of a part masked throughout 0, minus infinity and 0. The result is f32 or wider. No importer makes it: rules find it.
+    "attention_parts" = AttentionParts("q", "k", "v", "mask?") { scale: Real, part: Dim } infer ops::attention::infer_parts, eval ops::attention::eval_parts;
     /// Cross-correlation of `x` (`[n, c, spatial...]` or `[n, spatial..., c]` by `layout`) with
     /// `w` (`[o, c / groups, kernel...]` in either layout); accumulates as `matmul` does. The result has the
     /// operands' dtype, i32 for narrower integers.

@@ -181,6 +181,9 @@ pub enum Heart {
         keys: Dim,
         /// Extent of `e`.
         depth: Dim,
+        /// Keys of a part, where each part is a result of its own. The space is then `[b..., p, s, d + 2]`, and results are in f32 or
+        /// wider; see op `attention_parts`.
+        part: Option<Dim>,
     },
     /// An op that stays one op: argument `i` is operand `i`, output `i` is `Acc(i)`.
     Op(Op),
@@ -315,7 +318,7 @@ impl Region {
             Heart::Conv { input, weights, .. } => input.iter().chain(weights).for_each(&mut visit),
             Heart::Separable { input, weights, filters, .. } => input.iter().chain(weights).chain(filters).for_each(&mut visit),
             Heart::Pool { input, .. } => input.iter().for_each(&mut visit),
-            Heart::Attention { keys, depth, .. } => [keys, depth].into_iter().for_each(&mut visit),
+            Heart::Attention { keys, depth, part, .. } => [keys, depth].into_iter().chain(part).for_each(&mut visit),
             Heart::Op(op) => op.dims(&mut visit),
             Heart::Map | Heart::Reduce { .. } => {}
         }
@@ -422,11 +425,12 @@ impl fmt::Display for Region {
                 window.hi,
                 window.layout
             )?,
-            Heart::Attention { q, k, v, mask, scale, keys, depth } => writeln!(
+            Heart::Attention { q, k, v, mask, scale, keys, depth, part } => writeln!(
                 f,
-                "  acc0 = attention {q}, {k}, {v}{} scale {} keys {keys} depth {depth}",
+                "  acc0 = attention {q}, {k}, {v}{} scale {} keys {keys} depth {depth}{}",
                 mask.map_or(String::new(), |m| format!(" mask {m}")),
-                scale.get()
+                scale.get(),
+                part.as_ref().map_or(String::new(), |n| format!(" in parts of {n}"))
             )?,
             Heart::Op(op) => writeln!(f, "  acc = {op}")?,
         }

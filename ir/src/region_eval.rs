@@ -189,13 +189,18 @@ impl Run<'_> {
                 };
                 Ok(vec![Scalar::F(fold.sum / n as f64).cast(dtype)])
             }
-            Heart::Attention { q, k, v, mask, scale, keys, depth } => {
-                let (keys, depth) = (self.extents(std::slice::from_ref(keys))?[0], self.extents(std::slice::from_ref(depth))?[0]);
-                let (batch, s, d) = (&point[..point.len() - 2], point[point.len() - 2], point[point.len() - 1]);
+            Heart::Attention { q, k, v, mask, scale, keys, depth, part } => {
+                let size = |d: &Dim| self.extents(std::slice::from_ref(d)).map(|n| n[0]);
+                let (mut keys, depth) = (0..size(keys)?, size(depth)?);
+                let (mut batch, s, d) = (&point[..point.len() - 2], point[point.len() - 2], point[point.len() - 1]);
+                if let (Some(part), [outer @ .., p]) = (part, batch) {
+                    let part = size(part)?;
+                    (keys, batch) = (p * part..(p * part + part).min(keys.end), outer);
+                }
                 let at = |i: usize, j: usize| -> Vec<usize> { batch.iter().copied().chain([i, j]).collect() };
                 let none = vec![];
                 let mut scores = vec![];
-                for t in 0..keys {
+                for t in keys.clone() {
                     let mut dot = 0.0;
                     for e in 0..depth {
                         dot += self.expr(*q, &at(s, e), &none)?.f() * self.expr(*k, &at(t, e), &none)?.f();
@@ -203,14 +208,28 @@ impl Run<'_> {
                     let add = mask.map_or(Ok(0.0), |m| self.expr(m, &at(s, t), &none).map(Scalar::f))?;
                     scores.push(dot * scale.get() + add);
                 }
-                let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let (mut num, mut den) = (0.0, 0.0);
-                for (t, score) in scores.iter().enumerate() {
-                    let p = libm::exp(score - top);
-                    num += p * self.expr(*v, &at(t, d), &none)?.f();
-                    den += p;
+                let top = scores.iter().fold(f64::NEG_INFINITY, |top, x| if *x > top || x.is_nan() { *x } else { top });
+                let total: f64 = scores.iter().map(|score| libm::exp(score - top)).sum();
+                let dtype = if part.is_some() { crate::ops::attention::partial(self.region.dtype(*v)) } else { self.region.dtype(*v) };
+                let hidden = part.is_some() && scores.iter().all(|score| *score == f64::NEG_INFINITY);
+                let behind = if part.is_some() { size(&self.region.space[point.len() - 1])? - d } else { usize::MAX };
+                if behind <= 2 {
+                    return Ok(vec![
+                        Scalar::F(if behind == 2 {
+                            top
+                        } else if hidden {
+                            0.0
+                        } else {
+                            total
+                        })
+                        .cast(dtype),
+                    ]);
                 }
-                Ok(vec![Scalar::F(num / den).cast(self.region.dtype(*v))])
+                let mut num = 0.0;
+                for (t, score) in keys.zip(&scores).filter(|_| !hidden) {
+                    num += libm::exp(score - top) * self.expr(*v, &at(t, d), &none)?.f();
+                }
+                Ok(vec![Scalar::F(if part.is_some() { num } else { num / total }).cast(dtype)])
             }
         }
     }

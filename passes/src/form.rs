@@ -54,7 +54,7 @@ pub struct Formed {
 
 /// Whether an op fixes the loops of a kernel.
 pub fn is_heart(op: &Op) -> bool {
-    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Conv { .. } | Op::Pool { .. }) || is_opaque(op)
+    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } | Op::Conv { .. } | Op::Pool { .. }) || is_opaque(op)
 }
 
 /// Whether an op stays an op of its own in a region.
@@ -80,6 +80,7 @@ pub fn is_opaque(op: &Op) -> bool {
         | Op::Pad { .. }
         | Op::MatMul { .. }
         | Op::Attention { .. }
+        | Op::AttentionParts { .. }
         | Op::Conv { .. }
         | Op::Pool { .. } => false,
         Op::ConvTranspose { .. }
@@ -264,7 +265,7 @@ impl Former<'_> {
                 let acc = if *acc == DType::F16 || *acc == DType::BF16 { DType::F32 } else { *acc };
                 Heart::Contract { k, lhs, rhs, acc }
             }
-            Op::Attention { scale } => {
+            Op::Attention { scale } | Op::AttentionParts { scale, .. } => {
                 let at_own = |this: &mut Self, v: Value| {
                     let (at, shape) = own(this.graph.ty(v));
                     this.enter(shape);
@@ -278,7 +279,8 @@ impl Former<'_> {
                 let mask = operands.get(3).map(|m| at_own(self, *m)).transpose()?;
                 let keys = self.graph.ty(operands[1]).clone();
                 let [keys, depth] = [keys.shape[keys.rank() - 2].clone(), keys.shape[keys.rank() - 1].clone()];
-                Heart::Attention { q, k, v, mask, scale: *scale, keys, depth }
+                let part = if let Op::AttentionParts { part, .. } = op { Some(part.clone()) } else { None };
+                Heart::Attention { q, k, v, mask, scale: *scale, keys, depth, part }
             }
             Op::Conv { strides, dilations, lo, hi, groups, layout } => {
                 let window = Window { strides: strides.clone(), dilations: dilations.clone(), lo: lo.clone(), hi: hi.clone(), layout: *layout };

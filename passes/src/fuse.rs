@@ -367,7 +367,7 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
             }
             Some(Op::Pool { .. }) => continue,
             Some(op) if form::is_opaque(op) => continue,
-            Some(Op::MatMul { .. } | Op::Attention { .. }) => absorb,
+            Some(Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. }) => absorb,
             _ => level,
         };
         for v in graph.operands(id) {

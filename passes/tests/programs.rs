@@ -255,6 +255,50 @@ fn sums_are_not_split_where_that_gains_nothing() {
 }
 
 #[test]
+fn attention_of_few_queries_is_split_over_the_keys_on_a_wide_device() {
+    for case in ["decode", "decode_2", "decode_3"] {
+        let [cpu, gpu] = planted(case);
+        assert!(!cpu.iter().any(|k| k.contains("attention_parts")), "{case}: {cpu:?}");
+        assert_eq!(gpu.iter().filter(|k| k.contains("attention_parts")).count(), 1, "{case}: {gpu:?}");
+        assert!(gpu.len() == 2, "{case}: {gpu:?}");
+    }
+}
+
+/// Attention of so many queries over so many keys.
+fn attention_of(heads: &str, queries: &str, keys: &str, depth: i64) -> String {
+    let (of_q, of_k, scores) = (format!("f16[{heads},{queries},{depth}]"), format!("f16[{heads},{keys},{depth}]"), format!("[{heads},{queries},{keys}]"));
+    let symbols = if keys.starts_with('n') { " where n in 1.." } else { "" };
+    format!(
+        "graph @attention(%q: {of_q}, %k: {of_k}, %v: {of_k}){symbols} {{
+  %kt = transpose[perm=[0,2,1]] %k : f16[{heads},{depth},{keys}]
+  %s = matmul[out=f16] %q, %kt : f16{scores}
+  %top = reduce[f=max,axes=[2]] %s : f16[{heads},{queries},1]
+  %tb = broadcast[shape={scores}] %top : f16{scores}
+  %below = sub %s, %tb : f16{scores}
+  %e = exp %below : f16{scores}
+  %sum = reduce[f=sum,axes=[2]] %e : f16[{heads},{queries},1]
+  %sb = broadcast[shape={scores}] %sum : f16{scores}
+  %p = div %e, %sb : f16{scores}
+  %y = matmul[out=f16] %p, %v : {of_q}
+  return %y as \"y\"
+}}"
+    )
+}
+
+#[test]
+fn attention_is_not_split_where_that_gains_nothing() {
+    // Many queries, few keys, heads enough to keep the device busy, and sizes that are not known to be large.
+    for (heads, queries, keys, depth) in [("1", "512", "4096", 64), ("4", "1", "192", 64), ("512", "1", "1024", 64), ("4", "1", "n + 1", 64)] {
+        let kernels = planned(&attention_of(heads, queries, keys, depth), cost::GPU);
+        assert!(!kernels.iter().any(|k| k.contains("attention_parts")), "{heads} {queries} {keys}: {kernels:?}");
+    }
+    let kernels = planned(&attention_of("4", "1", "4096", 64), cost::GPU);
+    assert_eq!(kernels.len(), 2, "{kernels:?}");
+    let kernels = planned(&attention_of("4", "1", "4096", 64), cost::CPU);
+    assert!(!kernels.iter().any(|k| k.contains("attention_parts")), "{kernels:?}");
+}
+
+#[test]
 fn the_most_probable_need_no_softmax() {
     for case in ["softmax_topk", "softmax_topk_2", "softmax_topk_3"] {
         let [cpu, _] = planted(case);

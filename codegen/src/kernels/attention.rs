@@ -27,7 +27,7 @@ const THREADS: i64 = 128;
 const CHUNK: i64 = 1024;
 
 fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
-    let Heart::Attention { v, .. } = &region.heart else { return vec![] };
+    let Heart::Attention { v, part: None, .. } = &region.heart else { return vec![] };
     if !writable(region) {
         return vec![];
     }
@@ -44,7 +44,7 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
 }
 
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &ArgFacts) -> Result<Built, KernelError> {
-    let Heart::Attention { q, k, v, mask, scale, keys, depth } = &region.heart else {
+    let Heart::Attention { q, k, v, mask, scale, keys, depth, part: None } = &region.heart else {
         return Err(KernelError::Unsupported { family: "attention", reason: "not attention".into() });
     };
     let mut b = builder(name, target);

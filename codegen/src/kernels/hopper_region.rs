@@ -151,7 +151,7 @@ struct Flash {
 }
 
 fn attention(region: &Region) -> Option<Flash> {
-    let Heart::Attention { q, k, v, mask, scale, keys, depth } = &region.heart else { return None };
+    let Heart::Attention { q, k, v, mask, scale, keys, depth, part: None } = &region.heart else { return None };
     let p = region.space.len();
     let d = depth.as_const()?;
     if !(2..=5).contains(&p) || !matches!(d, 64 | 128) || !region.space[p - 1].is(d) {

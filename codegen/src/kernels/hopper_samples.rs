@@ -106,8 +106,27 @@ pub fn self_attention(dtype: DType, heads: i64, depth: i64, hides: Hides) -> Reg
             Some(hidden(&mut r, seen))
         }
     };
-    r.heart = Heart::Attention { q, k, v, mask, scale: Real::new(1.0 / (depth as f64).sqrt()), keys: s, depth: d };
+    r.heart = Heart::Attention { q, k, v, mask, scale: Real::new(1.0 / (depth as f64).sqrt()), keys: s, depth: d, part: None };
     let acc = r.push(Expr::Acc(0), dtype);
     r.outputs.push(RegionOutput { ty: TensorType { dtype, shape }, expr: acc, index });
+    r
+}
+
+/// Attention of `rows` queries of each of `b` entries over `t` keys of `depth` elements, or over parts of so many keys.
+pub fn decode(dtype: DType, rows: i64, depth: i64, part: Option<Dim>) -> Region {
+    let (b, t, d) = (Dim::sym("b"), Dim::sym("t"), Dim::from(depth));
+    let mut r = Region::new("decode", vec![b.clone()]);
+    r.space.extend(part.iter().map(|n| t.ceil_div(n)));
+    r.space.extend([Dim::from(rows), if part.is_some() { d.clone() + Dim::from(2i64) } else { d.clone() }]);
+    let mut operand = |arg: u32, rows: Dim| {
+        r.args.push(TensorType { dtype, shape: vec![b.clone(), rows, d.clone()] });
+        r.push(Expr::Load { arg, index: (0..3).map(Dim::axis).collect(), guard: None }, dtype)
+    };
+    let (q, k, v) = (operand(0, Dim::from(rows)), operand(1, t.clone()), operand(2, t.clone()));
+    let out = if part.is_some() { DType::F32 } else { dtype };
+    r.heart = Heart::Attention { q, k, v, mask: None, scale: Real::new(1.0 / (depth as f64).sqrt()), keys: t, depth: d, part };
+    let expr = r.push(Expr::Acc(0), out);
+    let (shape, index) = (r.space.clone(), (0..r.space.len()).map(Dim::axis).collect());
+    r.outputs.push(RegionOutput { ty: TensorType { dtype: out, shape }, expr, index });
     r
 }

@@ -1,5 +1,5 @@
 //! Regions through the Hopper families to machine code.
-use super::hopper_samples::{Hides, Tail, linear, self_attention};
+use super::hopper_samples::{Hides, Tail, decode, linear, self_attention};
 use super::{ArgFacts, build};
 use crate::lower::nvvm::assembler::assemble;
 use crate::targets::Target;
@@ -69,6 +69,32 @@ fn odd_rows_and_wide_types_go_to_other_families() {
         *lhs = twice;
     }
     assert_ne!(family(&r).ok().as_deref(), Some("hopper_gemm"));
+}
+
+#[test]
+fn attention_of_few_queries_assembles() {
+    let mut kernels = vec![];
+    for (i, (dtype, depth, rows)) in [
+        (DType::F16, 64, 4),
+        (DType::BF16, 128, 8),
+        (DType::F16, 128, 4),
+        (DType::F32, 64, 1),
+        (DType::F32, 128, 8),
+        (DType::BF16, 96, 16),
+        (DType::F16, 256, 4),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for part in [None, Some(Dim::from(256i64))] {
+            let r = decode(dtype, rows, depth, part);
+            let b = built(&r, &format!("decode_{i}_{}", kernels.len()));
+            assert_eq!(b.schedule.family, "attention_few");
+            kernels.push(b.kernel);
+        }
+    }
+    assemble(&kernels, "sm_80");
+    assemble(&kernels, "sm_90a");
 }
 
 #[test]

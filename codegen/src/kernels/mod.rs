@@ -4,6 +4,7 @@
 //! builds the kernel of one. [`build`] takes the first family of [`FAMILIES`] that applies: specialised ones
 //! stand before the general loops, which take everything.
 pub mod attention;
+pub mod attention_few;
 pub mod conv_cpu;
 pub mod cost;
 pub mod cumulative;
@@ -202,6 +203,7 @@ pub struct Family {
 #[rustfmt::skip] // One a line: families come and go.
 pub const FAMILIES: &[Family] = &[
     hopper_region::GEMM,
+    attention_few::FAMILY,
     hopper_region::FLASH,
     gemm_mma::FAMILY,
     gemm_gpu::FAMILY,

@@ -397,7 +397,7 @@ fn attention() {
         };
         let v = own_load(&mut r, dtype, &of(&t, &d));
         let mask = (i % 4 == 3).then(|| own_load(&mut r, DType::F32, &of(&s, &t)));
-        r.heart = Heart::Attention { q, k, v, mask, scale: pavage_ir::Real::new(0.3), keys: t, depth: e };
+        r.heart = Heart::Attention { q, k, v, mask, scale: pavage_ir::Real::new(0.3), keys: t, depth: e, part: None };
         let acc = r.push(Expr::Acc(0), dtype);
         let y = call(&mut r, ScalarFn::Neg, &[acc]);
         output(&mut r, y);

@@ -141,10 +141,14 @@ fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
     let mut alike: BTreeMap<Vec<usize>, Vec<Candidate>> = BTreeMap::new();
     kept.into_iter().for_each(|c| alike.entry(c.rounds.clone()).or_default().push(c));
     for (_, mut kept) in alike {
-        // Larger kernels save the most traffic: keep them, and the bare op as a way out.
+        // Larger kernels save the most traffic: keep them, the bare op as a way out, and the cheapest.
         kept.sort_by_key(|c| std::cmp::Reverse(c.members.len()));
         if kept.len() > MAX_PER_CLASS {
             let last = kept.pop();
+            let cheapest = (0..kept.len()).min_by(|a, b| kept[*a].cost.total_cmp(&kept[*b].cost)).filter(|i| *i >= MAX_PER_CLASS - 1);
+            if let Some(i) = cheapest {
+                kept.swap(i, MAX_PER_CLASS - 2);
+            }
             kept.truncate(MAX_PER_CLASS - 1);
             kept.extend(last);
         }
@@ -325,7 +329,7 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
     // convolution reads an image in any order of its axes.
     let read_by =
         |of: &dyn Fn(&Op) -> bool| state.values().any(|t| t.args.iter().any(|a| reads(s, state, *a, arg)) && matches!(&t.head, Head::Op(op) if of(op)));
-    let window = read_by(&|op| form::is_heart(op) && !matches!(op, Op::MatMul { .. } | Op::Attention { .. }));
+    let window = read_by(&|op| form::is_heart(op) && !matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. }));
     let readers = || state.values().filter(|t| t.args.iter().any(|a| reads(s, state, *a, arg)));
     if window && !readers().all(|t| matches!(t.head, Head::Op(Op::Conv { .. })) && t.args[0] == arg && t.args[1] != arg) {
         return vec![];
@@ -512,7 +516,7 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
             }
             Op::Pool { .. } => continue,
             op if form::is_opaque(op) => continue,
-            Op::MatMul { .. } | Op::Attention { .. } => views,
+            Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } => views,
             _ => level,
         };
         let takes = |op: &Op| match level {

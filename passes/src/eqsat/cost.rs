@@ -248,6 +248,7 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
         }
         Heart::Separable { window, input, weights, filters, mid, .. } => return separable(region, (window, input, weights), filters, *mid, &around, costs),
         Heart::Pool { kernel, .. } => around.ops += points * kernel.iter().product::<usize>() as f64,
+        Heart::Attention { .. } if let Some(price) = few_queries(region, costs) => return price,
         Heart::Attention { keys, depth, q, k, v, mask, .. } => {
             // The matrix units take 16-bit heads of 64 and 128 that lie in one piece each, with masks of floats or of positions; other
             // attention runs in plain loops.
@@ -365,6 +366,31 @@ fn lies_along(region: &Region, id: ExprId, axis: usize) -> bool {
     let at = region.args[*arg as usize].shape.iter().zip(index).fold(Dim::ZERO, |at, (n, i)| at * n.clone() + i.clone());
     let others = at - Dim::axis(axis);
     !others.any_atom(&|a| !matches!(a, Atom::Axis(k) if *k as usize != axis) && !matches!(a, Atom::Sym(_)))
+}
+
+/// What attention of few queries costs a wide device, or attention over parts of the keys: each key and value is read once for up to
+/// eight queries of a block. Many blocks reach three quarters of the memory's rate, one by itself six tenths of its unit's share: it waits
+/// for what it reads at each step.
+fn few_queries(region: &Region, costs: &Costs) -> Option<Price> {
+    let Heart::Attention { keys, depth, part, v, .. } = &region.heart else { return None };
+    let [outer @ .., rows, width] = region.space.as_slice() else { return None };
+    let few = part.is_some() || rows.as_const().is_some_and(|n| n <= 16);
+    if !few || costs.units < 2.0 || region.dtype(*v).bits() > 32 {
+        return None;
+    }
+    let size = |d: &Dim| costs.size(d);
+    let rows = size(rows);
+    let blocks = outer.iter().map(size).product::<f64>() * (rows / 8.0).ceil();
+    let keys = part.iter().map(size).fold(size(keys), f64::min);
+    let elements = keys * (size(depth) + size(width));
+    let bytes = elements * region.dtype(*v).bits() as f64 / 8.0;
+    let alone = costs.memory_ns(bytes * costs.units) / 0.6;
+    let written: f64 = region.outputs.iter().map(|o| self::elements(&o.ty, costs) * o.ty.dtype.bits() as f64 / 8.0).sum();
+    let memory = alone.max(costs.memory_ns(blocks * bytes + written) / 0.75);
+    let rounds = (blocks / costs.units).ceil();
+    let arithmetic = rounds * 2.0 * elements * rows.min(8.0) * costs.units / costs.contract_flops_per_ns;
+    let launch = costs.launch_ns + costs.fill_ns;
+    Some(Price { launch, arithmetic, memory, total: launch + arithmetic.max(memory) + 0.1 * arithmetic.min(memory) })
 }
 
 /// Elements of each argument that a kernel can touch: of a slice no more than the slice. Infinity where that is not known.

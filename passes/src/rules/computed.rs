@@ -38,6 +38,8 @@ pub const RULES: &[Computed] = &[
     Computed { name: "split-k", apply: super::split::split_k },
     Computed { name: "repeated-operand", apply: repeated_operand },
     Computed { name: "grouped-attention", apply: groups::grouped_attention },
+    Computed { name: "grouped-queries", apply: super::decode::grouped_queries },
+    Computed { name: "split-keys", apply: super::decode::split_keys },
     Computed { name: "row-scale", apply: norms::row_scale },
     Computed { name: "row-first", apply: norms::row_first },
     Computed { name: "factor-into-weights", apply: norms::factor },
@@ -185,7 +187,7 @@ fn converted(e: &Egraph, id: Id) -> Vec<Id> {
 }
 
 /// A class as itself times 1, as a multiple of another, and as a transpose of such a multiple.
-fn queries(e: &Egraph, id: Id) -> Vec<(Build, f64)> {
+pub(super) fn queries(e: &Egraph, id: Id) -> Vec<(Build, f64)> {
     let mut found: Vec<(Build, f64)> = scaled_by(e, id).into_iter().map(|(q, scale)| (Build::Class(q), scale)).collect();
     for n in nodes(e, id).filter(|n| matches!(op(n), Some(Op::Transpose { .. }))) {
         let scaled = scaled_by(e, n.args[0]).into_iter().filter(|(q, _)| *q != n.args[0]);

@@ -4,6 +4,7 @@
 //! bits on every input; `~>` equal real numbers, rounding apart, and is applied to floats alone. `tests/rules.rs` runs
 //! every rule against the evaluator, so a wrong one is caught the minute it is written. `README.md` has the rules for rules.
 pub mod computed;
+mod decode;
 mod groups;
 mod norms;
 pub mod promises;

@@ -49,6 +49,8 @@ const COMPUTED: &[(&str, Class)] = &[
     ("split-k", Class::Real),
     ("repeated-operand", Class::Exact),
     ("grouped-attention", Class::Exact),
+    ("grouped-queries", Class::Exact),
+    ("split-keys", Class::Real),
     ("row-scale", given(Promise::Real, "the factor is one number a row")),
     ("row-first", given(Promise::Real, "the factor is one number a row")),
     ("factor-into-weights", given(Promise::Real, "factors and weights are constants")),
