@@ -10,8 +10,13 @@ use pavage_ir::{
     text,
 };
 use pavage_passes::{
-    self as passes, Ctx,
-    eqsat::{self, Head},
+    self as passes, Ctx, build,
+    eqsat::{
+        self, Head, candidates,
+        cost::CPU,
+        extract::{Search, extract},
+        proof::Step,
+    },
     rules::{
         RuleSet,
         computed::{self, Build, Computed, Egraph},
@@ -19,8 +24,9 @@ use pavage_passes::{
     },
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
+    rc::Rc,
 };
 
 /// xorshift64*.
@@ -578,4 +584,107 @@ fn wrong_computed_rules_are_caught() {
         let found = graphs.iter().find_map(|g| try_rules(g, &rules, &mut random).err()).unwrap_or_else(|| panic!("{name} was not caught"));
         assert!(found.contains("but its class is"), "{name}: {found}");
     }
+}
+
+/// Evaluates the terms of a proof: each before and after its operands change.
+struct Prover<'a> {
+    leaves: &'a [Tensor],
+    binding: &'a Binding,
+    known: HashMap<*const Step, [Tensor; 2]>,
+}
+
+impl Prover<'_> {
+    /// The term at a step, with its operands as they are first and last. All terms of a proof have one value.
+    fn values(&mut self, step: &Rc<Step>) -> [Tensor; 2] {
+        if let Some(known) = self.known.get(&Rc::as_ptr(step)) {
+            return known.clone();
+        }
+        let operands: Vec<[Tensor; 2]> = step.child_proofs.iter().map(|proof| self.ends(proof)).collect();
+        let at = |end: usize| match &step.node.head {
+            Head::Leaf(n) => self.leaves[*n as usize].clone(),
+            Head::Op(op) => {
+                let args: Vec<&Tensor> = operands.iter().map(|o| &o[end]).collect();
+                let types: Vec<TensorType> = args.iter().map(|t| t.ty()).collect();
+                let types: Vec<&TensorType> = types.iter().collect();
+                let op = op.bind(self.binding);
+                let results = op.infer(TypeArgs { types: &types, bodies: &[] }).unwrap();
+                op.eval(EvalArgs { tensors: &args, bodies: &[], results: &results }).unwrap().remove(0)
+            }
+        };
+        let values = [at(0), at(1)];
+        self.known.insert(Rc::as_ptr(step), values.clone());
+        values
+    }
+
+    fn ends(&mut self, proof: &[Rc<Step>]) -> [Tensor; 2] {
+        let values: Vec<[Tensor; 2]> = proof.iter().map(|step| self.values(step)).collect();
+        for (step, value) in proof.iter().zip(&values).flat_map(|(s, v)| v.iter().map(move |v| (s, v))) {
+            assert!(near(&values[0][0], value), "{:?} {:?} gives {value:?}, not {:?}", step.forward_rule, step.backward_rule, values[0][0]);
+        }
+        [values[0][0].clone(), values[values.len() - 1][1].clone()]
+    }
+}
+
+/// Every step of the proofs of a plan's kernels, evaluated. How many proofs there are, and the rules in them.
+fn proofs(graph: &Graph, random: &mut Random) -> (usize, BTreeSet<String>) {
+    let mut s = eqsat::saturate(graph, &BTreeSet::new(), &RuleSet::all().unwrap(), &CPU).unwrap();
+    let mut leaves = graph.clone();
+    leaves.outputs.clear();
+    s.leaves.iter().enumerate().for_each(|(i, v)| leaves.output(format!("leaf{i}"), *v));
+    let mut binding = Binding::default();
+    let values = eval::eval_graph(&leaves, &inputs(graph, random), &mut binding).unwrap();
+    let kernels = candidates::form_all(&s, &CPU).unwrap();
+    let roots: BTreeSet<_> = graph.outputs.iter().map(|o| s.class[&o.value]).collect();
+    let choice = extract(&kernels, &roots.into_iter().collect::<Vec<_>>(), Search::Exact).unwrap();
+    let mut prover = Prover { leaves: &values, binding: &binding, known: HashMap::new() };
+    let found = s.proofs(&kernels, &choice);
+    let mut rules = BTreeSet::new();
+    for (_, proof) in &found {
+        prover.ends(&proof.explanation_trees);
+        let mut stack: Vec<&Rc<Step>> = proof.explanation_trees.iter().collect();
+        while let Some(step) = stack.pop() {
+            rules.extend(step.forward_rule.iter().chain(&step.backward_rule).map(ToString::to_string));
+            stack.extend(step.child_proofs.iter().flatten());
+        }
+    }
+    (found.len(), rules)
+}
+
+#[test]
+fn every_step_of_the_proof_of_a_kernel_holds() {
+    let mut random = Random(0xd1b5_4a32_d192_ed03);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases/optimize");
+    let (mut count, mut named) = (0, BTreeSet::new());
+    for name in ["algebra", "attention_padding", "attention_causal_2", "grouped_queries", "rms_norm", "layer_norm_product", "qkv", "transposes", "views"] {
+        let Ok(source) = std::fs::read_to_string(folder.join(name).with_extension("ir")) else { panic!("no {name}") };
+        let g = text::parse(&source, &|_| None).unwrap();
+        let (n, rules) = proofs(&g, &mut random);
+        count += n;
+        named.extend(rules);
+    }
+    assert!(count > 4 && named.len() > 4, "{count} {named:?}");
+}
+
+#[test]
+fn a_rule_that_only_unites_two_terms_is_in_the_chain() {
+    // The reshape changes nothing: the rule adds no term, and what was made of it is made of the input.
+    let mut g = Graph::new("unites");
+    let x = g.input("x", TensorType::new(DType::F32, [2usize, 3]));
+    let same = g.add(Op::Reshape { shape: vec![Dim::from(2usize), Dim::from(3usize)] }, &[x]).unwrap();
+    let y = g.add(Op::Map(ScalarFn::Exp), &[same]).unwrap();
+    g.output("y", y);
+    let (count, rules) = proofs(&g, &mut Random(7));
+    assert_eq!((count, rules), (1, BTreeSet::from(["view-nothing".to_string()])));
+    let ctx = Ctx::default();
+    let program = build::program("fused", &g, &|g| eqsat::optimise(g, &ctx), &ctx).unwrap();
+    let chains: Vec<String> = program
+        .body
+        .steps
+        .iter()
+        .flat_map(|step| match step {
+            pavage_ir::program::Step::Run { origin, .. } => origin.why.chain.clone(),
+            _ => vec![],
+        })
+        .collect();
+    assert!(chains.iter().any(|c| c.contains("view-nothing (exact)")), "{chains:?}");
 }

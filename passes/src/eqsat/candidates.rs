@@ -14,7 +14,10 @@ use crate::{
 };
 use egg::{Id, Language};
 use pavage_ir::{DType, Graph, Op, Value};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    rc::Rc,
+};
 
 /// Candidates kept a class.
 const MAX_PER_CLASS: usize = 16;
@@ -184,21 +187,30 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
         let mut queue = VecDeque::from([start.clone()]);
         let mut seen = BTreeSet::from([start]);
         let mut tries = 0;
+        let mut known = Known::default();
         while let Some(state) = queue.pop_front() {
-            let Some((state, Legal { members, args, formed })) = settle(s, root, state, costs) else { continue };
-            let cost = cost::predict(&formed.region, costs);
+            let Some((state, kernel)) = settle(s, root, state, costs, &mut known) else { continue };
+            if let Some(nexts) = known.grown.get(&state) {
+                // Reached on another way: what grows from it was looked at.
+                tries += nexts;
+                continue;
+            }
+            let cost = cost::predict(&kernel.formed.region, costs);
             if cost.is_infinite() {
                 continue;
             }
-            found.push(Candidate::new(members, args.clone(), cost));
-            let joint = absorb_siblings(s, &state, &args);
-            let others = other_ways(s, &state, found.last().map_or(&[], |c| &c.members));
-            for next in joint.into_iter().chain(args.into_iter().flat_map(|arg| absorb(s, &state, arg))).chain(others) {
+            let args = &kernel.args;
+            found.push(Candidate::new(kernel.members.clone(), args.clone(), cost));
+            let before = tries;
+            let joint = absorb_siblings(s, &state, args);
+            let others = other_ways(s, &state, &kernel.members);
+            for next in joint.into_iter().chain(args.iter().flat_map(|arg| absorb(s, &state, *arg))).chain(others) {
                 tries += 1;
                 if tries <= most_tries && seen.insert(next.clone()) {
                     queue.push_back(next);
                 }
             }
+            known.grown.insert(state, tries - before);
         }
     }
     found
@@ -235,8 +247,8 @@ fn absorb_siblings(s: &Saturated, state: &State, args: &[Id]) -> Vec<State> {
 
 /// Absorb pointwise arguments that only this kernel uses, or that cost nothing, for as long as that is legal. `None` if the
 /// state is not legal as it stands.
-fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs) -> Option<(State, Legal)> {
-    let mut kernel = legal(s, root, &state)?;
+fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs, known: &mut Known) -> Option<(State, Rc<Legal>)> {
+    let mut kernel = known.legal(s, root, &state)?;
     loop {
         // Beside a contraction, what is made of a folded row is no trifle: the kernel that folds it can finish it once a row.
         let contracts = |t: &Term| matches!(&t.head, Head::Op(Op::MatMul { .. } | Op::Conv { .. }));
@@ -250,7 +262,7 @@ fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs) -> Option<(S
                 return None;
             }
             let next = absorb(s, &state, arg).pop()?;
-            legal(s, root, &next).map(|kernel| (next, kernel))
+            known.legal(s, root, &next).map(|kernel| (next, kernel))
         });
         match grown {
             Some((next, of_next)) => (state, kernel) = (next, of_next),
@@ -437,10 +449,34 @@ struct Legal {
     formed: Formed,
 }
 
+/// What was found out of the states that begin at one term.
+#[derive(Default)]
+struct Known {
+    legal: HashMap<State, Option<Rc<Legal>>>,
+    /// States that were grown, each with the number of those that came of it.
+    grown: HashMap<State, usize>,
+}
+
+impl Known {
+    /// [`legal`], once for each state.
+    fn legal(&mut self, s: &Saturated, root: Id, state: &State) -> Option<Rc<Legal>> {
+        if let Some(known) = self.legal.get(state) {
+            return known.clone();
+        }
+        let found = legal(s, root, state).map(Rc::new);
+        self.legal.insert(state.clone(), found.clone());
+        found
+    }
+}
+
 /// The kernel of a state; `None` where it is illegal.
 fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
+    let mut tried: Vec<Vec<(Id, Term)>> = vec![];
     for views in [Views::All, Views::NoReshape, Views::Weights, Views::None] {
         let members = close(s, root, state, views)?;
+        if tried.contains(&members) {
+            continue;
+        }
         let mut graph = Graph::new("kernel");
         let mut values: BTreeMap<Id, Value> = BTreeMap::new();
         let mut args: Vec<Id> = vec![];
@@ -480,6 +516,7 @@ fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
             read.dedup();
             return Some(Legal { members, args: read, formed });
         }
+        tried.push(members);
     }
     None
 }

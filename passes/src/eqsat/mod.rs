@@ -11,6 +11,7 @@ mod count;
 pub mod extract;
 #[cfg(feature = "ilp")]
 pub mod ilp;
+pub mod proof;
 pub mod rounding;
 mod selection;
 pub mod templates;
@@ -18,7 +19,7 @@ pub mod templates;
 use crate::{
     Ctx, PassError,
     fuse::{self, Cluster, Order},
-    rules::{Promise, RuleSet, computed, promises, siblings},
+    rules::{Promise, RuleSet, computed, siblings},
 };
 use candidates::Candidate;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language, Searcher};
@@ -96,6 +97,8 @@ pub struct Fact {
     pub uniform: Option<u64>,
     /// Whether the value is made of constants alone.
     pub constant: bool,
+    /// The term that was added first: the model's, if it has one here.
+    pub oldest: Id,
 }
 
 /// The analysis: types, which must agree, and constants.
@@ -113,9 +116,9 @@ pub struct Facts {
 
 impl Analysis<Term> for Facts {
     type Data = Fact;
-    fn make(egraph: &mut EGraph<Term, Self>, term: &Term, _: Id) -> Fact {
+    fn make(egraph: &mut EGraph<Term, Self>, term: &Term, id: Id) -> Fact {
         match &term.head {
-            Head::Leaf(n) => egraph.analysis.leaves[*n as usize].clone(),
+            Head::Leaf(n) => Fact { oldest: id, ..egraph.analysis.leaves[*n as usize].clone() },
             Head::Op(op) => {
                 let args: Vec<Fact> = term.args.iter().map(|id| egraph[*id].data.clone()).collect();
                 let types: Vec<&TensorType> = args.iter().map(|f| &f.ty).collect();
@@ -128,7 +131,7 @@ impl Analysis<Term> for Facts {
                 let ty = ty.expect("terms are well typed");
                 // What the passes left as it was, dequantised weights say, stays.
                 let constant = !egraph.analysis.of_graph && constant::is_foldable(op) && ty.const_shape().is_some() && args.iter().all(|f| f.constant);
-                Fact { ty, uniform, constant }
+                Fact { ty, uniform, constant, oldest: id }
             }
         }
     }
@@ -139,6 +142,8 @@ impl Analysis<Term> for Facts {
         let merged = (a.uniform.or(b.uniform), a.constant || b.constant);
         let did = DidMerge(merged != (a.uniform, a.constant), merged != (b.uniform, b.constant));
         (a.uniform, a.constant) = merged;
+        // Nothing is made of it: terms above need not hear.
+        a.oldest = a.oldest.min(b.oldest);
         did
     }
 }
@@ -149,6 +154,8 @@ pub struct Saturated {
     pub egraph: EGraph<Term, Facts>,
     /// Class of each value of the graph.
     pub class: BTreeMap<Value, Id>,
+    /// Term of each value of the graph, by the id it was added with.
+    pub origin: BTreeMap<Value, Id>,
     /// The value each leaf stands for.
     pub leaves: Vec<Value>,
     /// Rule that made a term, and the term it was applied to.
@@ -167,6 +174,8 @@ pub struct Saturated {
     pub fired: BTreeSet<String>,
     /// Limits that were hit.
     pub limits: Vec<String>,
+    /// Rules behind the kernels of a plan, by the class they compute: see [`Saturated::prove`].
+    chains: BTreeMap<Id, Vec<String>>,
 }
 
 /// Whether rules may look into a node: one result, no nested graphs, no effect on sizes.
@@ -188,14 +197,14 @@ fn saturate_rounding(
     costs: &cost::Costs,
     variants: &[(Value, Value)],
 ) -> Result<Saturated, PassError> {
-    let mut egraph = EGraph::new(Facts { costs: costs.clone(), of_graph: true, ..Facts::default() });
+    let mut egraph = EGraph::new(Facts { costs: costs.clone(), of_graph: true, ..Facts::default() }).with_explanations_enabled();
     let (mut class, mut leaves) = (BTreeMap::new(), vec![]);
     let mut sources: BTreeMap<Id, Vec<String>> = BTreeMap::new();
     for id in graph.schedule() {
         if is_term(graph, id) {
             let NodeKind::Op(op, _) = &graph[id].kind else { continue };
             let args = graph.operands(id).iter().map(|v| class[v]).collect();
-            let c = egraph.add(Term { head: Head::Op(op.clone()), args });
+            let c = egraph.add_uncanonical(Term { head: Head::Op(op.clone()), args });
             class.insert(Value::from(id), c);
             sources.entry(c).or_default().extend(graph[id].source.iter().cloned());
             continue;
@@ -203,7 +212,7 @@ fn saturate_rounding(
         for result in 0..graph[id].types.len() as u32 {
             let v = Value { node: id, result };
             let constant = graph.as_const(v).is_some() || constants.contains(&v);
-            let fact = Fact { ty: graph.ty(v).clone(), uniform: graph.as_const(v).and_then(uniform), constant };
+            let fact = Fact { ty: graph.ty(v).clone(), uniform: graph.as_const(v).and_then(uniform), constant, oldest: Id::from(0) };
             egraph.analysis.leaves.push(fact);
             leaves.push(v);
             class.insert(v, egraph.add(Term { head: Head::Leaf(leaves.len() as u32 - 1), args: vec![] }));
@@ -212,6 +221,7 @@ fn saturate_rounding(
     let made_by = HashMap::new();
     let mut s = Saturated {
         egraph,
+        origin: class.clone(),
         class,
         leaves,
         made_by,
@@ -222,10 +232,13 @@ fn saturate_rounding(
         rounds: BTreeMap::new(),
         fired: BTreeSet::new(),
         limits: vec![],
+        chains: BTreeMap::new(),
     };
     s.egraph.rebuild();
     s.egraph.analysis.of_graph = false;
     s.run(rules)?;
+    // The model has no variants: its terms are the exact ones.
+    s.origin.retain(|v, _| !variants.iter().any(|(_, by)| by == v));
     s.round(variants)?;
     s.name_terms();
     s.folded = constant::expressions(&s.egraph);
@@ -321,7 +334,7 @@ impl Saturated {
             }
             let before = self.size();
             // Everything is found first and added after, so the result does not depend on rule order.
-            let mut found: Vec<(Id, computed::Build, (String, Term))> = vec![];
+            let mut found: Vec<(computed::Build, computed::Build, (String, Term))> = vec![];
             for rule in &rules.text {
                 let head = rule.lhs.ast.last().and_then(|top| match top {
                     egg::ENodeOrVar::ENode(t) => Some(t.head.clone()),
@@ -336,7 +349,8 @@ impl Saturated {
                     let on = nodes.iter().find(|t| Some(&t.head) == head.as_ref()).unwrap_or(&nodes[0]).clone();
                     for subst in matches.substs {
                         let root = egg::Id::from(rule.rhs.ast.len() - 1);
-                        found.push((matches.eclass, instantiate(&rule.rhs.ast, root, &subst), (rule.name.clone(), on.clone())));
+                        let left = instantiate(&rule.lhs.ast, egg::Id::from(rule.lhs.ast.len() - 1), &subst);
+                        found.push((left, instantiate(&rule.rhs.ast, root, &subst), (rule.name.clone(), on.clone())));
                     }
                 }
             }
@@ -345,12 +359,14 @@ impl Saturated {
             for id in ids {
                 for term in &self.egraph[id].nodes {
                     for rule in &rules.computed {
-                        found.extend((rule.apply)(&self.egraph, term).into_iter().map(|b| (id, b, (rule.name.to_string(), term.clone()))));
+                        found.extend((rule.apply)(&self.egraph, term).into_iter().map(|b| (as_build(id, term), b, (rule.name.to_string(), term.clone()))));
                     }
                 }
             }
-            for (class, build, made) in found {
-                self.unite(class, build, &made);
+            // Terms that rules were applied to are looked up while they are what they were.
+            let found: Vec<_> = found.into_iter().filter_map(|(left, build, made)| Some((self.add(left, &made)?, build, made))).collect();
+            for (left, build, made) in found {
+                self.unite(left, build, &made);
             }
             self.settle()?;
             if before == self.size() {
@@ -366,14 +382,19 @@ impl Saturated {
         loop {
             let before = self.size();
             let found: Vec<(&str, siblings::Merge)> = rules.iter().flat_map(|rule| (rule.apply)(&self.egraph).into_iter().map(|m| (rule.name, m))).collect();
+            let mut with_terms = vec![];
             for (name, merge) in found {
+                let terms = merge.parts.iter().map(|(class, on, _)| self.add(as_build(*class, on), &(name.to_string(), on.clone())));
+                with_terms.push((name, terms.collect::<Option<Vec<Id>>>().unwrap_or_default(), merge));
+            }
+            for (name, terms, merge) in with_terms {
                 let Some((_, first, _)) = merge.parts.first() else { continue };
                 let Some(whole) = self.add(merge.whole, &(name.to_string(), first.clone())) else { continue };
                 let names: Vec<String> = merge.parts.iter().filter_map(|(id, ..)| self.sources.get(id)).flatten().cloned().collect();
-                self.sources.entry(whole).or_default().extend(names);
-                for (class, on, views) in merge.parts {
+                self.sources.entry(self.egraph.find(whole)).or_default().extend(names);
+                for (left, (_, on, views)) in terms.into_iter().zip(merge.parts) {
                     let part = views.into_iter().fold(computed::Build::Class(whole), |x, view| computed::Build::Op(view, vec![x]));
-                    self.unite(class, part, &(name.to_string(), on));
+                    self.unite(left, part, &(name.to_string(), on));
                 }
             }
             self.settle()?;
@@ -383,11 +404,11 @@ impl Saturated {
         }
     }
 
-    /// Add what a rule found and unite it with the class it was found for.
-    fn unite(&mut self, class: Id, build: computed::Build, made: &(String, Term)) {
+    /// Add what a rule found and unite it with the term it was found for.
+    fn unite(&mut self, left: Id, build: computed::Build, made: &(String, Term)) {
         let before = self.egraph.total_size();
         let Some(new) = self.add(build, made) else { return };
-        if self.egraph.union_trusted(class, new, made.0.clone()) || self.egraph.total_size() != before {
+        if self.egraph.union_trusted(left, new, made.0.clone()) || self.egraph.total_size() != before {
             self.fired.insert(made.0.clone());
         }
     }
@@ -407,21 +428,22 @@ impl Saturated {
         }
     }
 
-    /// Add a term; `None` if it is ill typed here (a rule that does not apply at these shapes).
+    /// Add a term; `None` if it is ill typed here (a rule that does not apply at these shapes). Its id is that of these very
+    /// operands, not its class's.
     fn add(&mut self, build: computed::Build, rule: &(String, Term)) -> Option<Id> {
         match build {
-            computed::Build::Class(id) => Some(self.egraph.find(id)),
+            computed::Build::Class(id) => Some(self.egraph[id].data.oldest),
             computed::Build::Op(op, args) => {
                 let args = args.into_iter().map(|a| self.add(a, rule)).collect::<Option<Vec<Id>>>()?;
                 let types: Vec<TensorType> = args.iter().map(|a| self.egraph[*a].data.ty.clone()).collect();
                 let types: Vec<&TensorType> = types.iter().collect();
                 op.infer(pavage_ir::op::TypeArgs { types: &types, bodies: &[] }).ok()?;
                 let term = Term { head: Head::Op(op), args };
-                if let Some(known) = self.egraph.lookup(term.clone()) {
-                    return Some(known);
+                let canonical = Term { head: term.head.clone(), args: term.args.iter().map(|a| self.egraph.find(*a)).collect() };
+                if self.egraph.lookup(canonical.clone()).is_none() {
+                    self.made_by.insert(canonical, rule.clone());
                 }
-                self.made_by.insert(term.clone(), rule.clone());
-                Some(self.egraph.add(term))
+                Some(self.egraph.add_uncanonical(term))
             }
         }
     }
@@ -439,6 +461,14 @@ impl Saturated {
         }
         chain.reverse();
         chain
+    }
+}
+
+/// A term as a rule's left side: itself on its operands.
+fn as_build(class: Id, term: &Term) -> computed::Build {
+    match &term.head {
+        Head::Op(op) => computed::Build::Op(op.clone(), term.args.iter().map(|a| computed::Build::Class(*a)).collect()),
+        Head::Leaf(_) => computed::Build::Class(class),
     }
 }
 
@@ -509,10 +539,11 @@ struct PartPlan {
 
 fn plan_part(part: &templates::Part, ctx: &Ctx) -> Result<PartPlan, PassError> {
     let graph = &part.graph;
-    let saturated = saturate(graph, &part.constants, &every_rule()?, &ctx.costs)?;
+    let mut saturated = saturate(graph, &part.constants, &every_rule()?, &ctx.costs)?;
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(graph, graph.outputs.len(), &saturated);
     let choice = extract::extract(&candidates, &roots, ctx.search)?;
+    saturated.prove(&candidates, &choice);
     saturated.limits.iter().chain(&choice.limits).for_each(|limit| ctx.note(limit.clone()));
     let mut work = ctx.work.borrow_mut();
     work.parts += 1;
@@ -681,7 +712,7 @@ fn rebuild(graph: &Graph, outputs: usize, s: &Saturated, candidates: &candidates
             }
             Job::Kernel(class, k) => {
                 let kernel = &candidates.kernels[k];
-                let mut group = emit(&mut new, s, kernel, &values).map_err(ill)?;
+                let mut group = emit(&mut new, s, (class, kernel), &values).map_err(ill)?;
                 values.insert(class, group.root.into());
                 group.why.runner_up = runner_up(candidates, choice, class, k);
                 groups.push(group);
@@ -700,10 +731,10 @@ enum Job {
 }
 
 /// Add a kernel's terms to the graph: members, the root, and the rules behind them.
-fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id, Value>) -> Result<Group, pavage_ir::OpError> {
+fn emit(new: &mut Graph, s: &Saturated, (of, kernel): (Id, &Candidate), values: &BTreeMap<Id, Value>) -> Result<Group, pavage_ir::OpError> {
     let mut local: BTreeMap<Id, Value> = BTreeMap::new();
     let (mut members, mut rules) = (vec![], vec![]);
-    let mut why = Why::default();
+    let why = Why { chain: s.chains.get(&of).cloned().unwrap_or_default(), ..Why::default() };
     for (class, term) in &kernel.members {
         let Head::Op(op) = &term.head else { continue };
         let operands: Vec<Value> = term.args.iter().map(|a| local.get(a).copied().unwrap_or_else(|| values[a])).collect();
@@ -712,14 +743,11 @@ fn emit(new: &mut Graph, s: &Saturated, kernel: &Candidate, values: &BTreeMap<Id
         let chain = s.chain(term);
         if let Some(last) = chain.last() {
             rules.push(last.clone());
-            let said: Vec<String> = chain.iter().map(|rule| promises::class(rule).map_or_else(|| rule.clone(), |class| format!("{rule} ({class})"))).collect();
-            why.chain.push(format!("{}: {}", op.mnemonic(), said.join(", then ")));
         }
         local.insert(*class, v);
         members.push(v.node);
     }
     rules.dedup();
-    why.chain.dedup();
     let root = members[members.len() - 1];
     Ok(Group { members, root, rules, why, folded: kernel.folded })
 }

@@ -176,6 +176,7 @@ impl<'a> Offers<'a> {
             };
             s.candidates.labels = offer.variants.iter().map(label).collect();
             s.candidates.price(plan.price, &errors, &|r| plan.price.is_finite() || plan.rounds.contains(&r));
+            s.saturated.prove(&s.candidates, &plan.choice);
             let mut built = rebuild(&offer.part.graph, offer.part.outputs.len(), &s.saturated, &s.candidates, &plan.choice)?;
             built.drop_unused();
             whole.join(&offer.part, &built)?;
