@@ -9,6 +9,7 @@ use super::{
     elementwise::writable,
     expr::{Env, Point, VectorAxis, reg, round, zero},
     gemm_mma::pieces,
+    hopper_words::ex2,
     nest::{Walk, split},
 };
 use crate::{
@@ -107,6 +108,14 @@ impl Run {
     fn each(self, group: i64) -> usize {
         self.pieces.div_ceil(group as usize)
     }
+}
+
+/// `e^(score - top)`, which is at most 1: a few instructions, within 2^-20 where it is not next to nothing.
+fn weight(b: &mut Builder, score: Val, top: Val) -> Val {
+    let below = b.sub(score, top);
+    let log2e = b.float(std::f64::consts::LOG2_E, DType::F32);
+    let below = b.mul(below, log2e);
+    ex2(b, below)
 }
 
 struct Few<'r> {
@@ -243,8 +252,7 @@ impl<'r> Few<'r> {
                 let column = b.min(d, end);
                 let found = b.for_(row, slots, self.rows, &[nothing, nothing], |b, slot, found| {
                     let v = b.load(tops, slot, 1);
-                    let v = b.sub(v, base);
-                    let weight = b.map(ScalarFn::Exp, &[v]);
+                    let weight = weight(b, v, base);
                     let total = b.load(totals, slot, 1);
                     let at = b.mul_i(slot, width);
                     let at = b.add(at, column);
@@ -367,12 +375,8 @@ impl<'r> Few<'r> {
             // Where all is masked so far nothing is added.
             let hidden = b.eq(top, low);
             let base = b.select(hidden, nothing, top);
-            let power = |b: &mut Builder, x: Val| {
-                let x = b.sub(x, base);
-                b.map(ScalarFn::Exp, &[x])
-            };
-            let back = power(b, row[0]);
-            let weights: Vec<Val> = scores.iter().map(|s| power(b, *s)).collect();
+            let back = weight(b, row[0], base);
+            let weights: Vec<Val> = scores.iter().map(|s| weight(b, *s, base)).collect();
             let mut total = b.mul(row[1], back);
             for w in &weights {
                 total = b.add(total, *w);
