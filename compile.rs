@@ -95,7 +95,7 @@ pub(crate) fn predicted_costs(target: &Target) -> Costs {
 }
 
 /// What a target costs: its row of the table, and what was measured on it.
-fn costs(target: &Target, options: &CompileOptions) -> Costs {
+pub(crate) fn costs(target: &Target, options: &CompileOptions) -> Costs {
     let lock = options.tune.as_ref().filter(|lock| lock.target() == target.name());
     Costs { measured: lock.and_then(TuneLock::measured), ..predicted_costs(target) }
 }

@@ -1,12 +1,13 @@
 //! Tuning: the kernels of the chosen plan are measured on the device at hand, each with the schedules of its family; what
-//! was measured stands before what was predicted, and the plan is chosen again, until it has no kernel left to measure.
+//! was measured stands before what was predicted, and the plan is chosen again, until it has no kernel left to measure or is predicted
+//! to gain nothing by those it has.
 //!
 //! Kernels are measured where they run: plans that differ in schedules alone take turns on the same inputs, and of every
 //! launch the fastest run counts. A change must be beyond the noise, which is how far two halves of the runs disagree.
 use crate::{
     Artifact, Device, Error, Options, Session, Source, Tensor, TuneLock,
     bisect::{Site, pair},
-    compile::{Members, Planned, code, plan, predicted_costs},
+    compile::{Members, Planned, code, costs as costs_with, plan, predicted_costs},
     options::CompileOptions,
 };
 use pavage_codegen::{
@@ -15,7 +16,7 @@ use pavage_codegen::{
     kernels::ArgFacts,
     targets::Target,
 };
-use pavage_ir::Schedule;
+use pavage_ir::{Region, Schedule, program::Program};
 use pavage_passes::eqsat::cost::{self, Costs};
 use std::{
     collections::BTreeMap,
@@ -26,6 +27,9 @@ use std::{
 const MOST_SCHEDULES: usize = 8;
 /// Times that the plan is chosen again at most.
 const MOST_ROUNDS: usize = 6;
+/// A plan that is chosen again must be predicted to take less than this share of the time of the one before: what it costs to
+/// measure new kernels has to be worth it.
+const PLAN_GAIN: f64 = 0.995;
 /// A schedule must take less than this share of the time of what stands, beyond the noise.
 const GAIN: f64 = 0.98;
 /// So must a plan, in both halves of the runs.
@@ -100,9 +104,17 @@ pub fn tune(tuning: &Tuning) -> Result<Outcome, Error> {
     let mut log = Log::default();
     let mut notes = Vec::new();
     let mut rounds = 0;
+    let mut before: Option<Vec<Region>> = None;
     loop {
         let options = CompileOptions { tune: (rounds > 0).then(|| lock.clone()), ..fused(tuning.options) };
         let planned = plan(tuning.model, &options, Members::Drop)?;
+        let costs_now = costs_with(&target, &options);
+        let regions = regions(&planned.targets[0].1);
+        let total = |of: &[Region]| of.iter().map(|r| cost::predict(r, &costs_now)).sum::<f64>();
+        if before.as_ref().is_some_and(|before| total(&regions) >= PLAN_GAIN * total(before)) {
+            break;
+        }
+        before = Some(regions);
         let mut fresh = choices(&planned.targets[0].1, &target, MOST_SCHEDULES);
         fresh.retain(|c| !log.known.contains_key(&c.signature));
         if fresh.is_empty() {
@@ -141,6 +153,11 @@ pub fn tune(tuning: &Tuning) -> Result<Outcome, Error> {
     changes.retain(|c: &Change| used.contains(&c.signature));
     changes.sort_by(|a, b| (b.ns.0 - b.ns.1).total_cmp(&(a.ns.0 - a.ns.1)));
     Ok(Outcome { lock, kernels: known.len(), rounds, changes, ns: (least(0), least(best)), notes })
+}
+
+/// The kernels of programs, each as often as it stands there.
+fn regions(programs: &[Program]) -> Vec<Region> {
+    programs.iter().flat_map(|p| p.body.regions()).map(|(region, _)| region.clone()).collect()
 }
 
 fn fused<'a>(options: &CompileOptions<'a>) -> CompileOptions<'a> {
