@@ -10,7 +10,7 @@ DIR=$(cd "$1" && pwd); OUT=${OUT:-$DIR/out}; HERE=$(cd "$(dirname "$0")" && pwd)
 for packed in "$DIR"/*.pav.xz; do
   artifact=${packed%.xz}; name=$(basename "$artifact" .pav)
   xz -dkf "$packed"
-  python3 "$HERE/hollow.py" fill "$artifact" "$DIR/$name.npz"
+  [ -e "$DIR/$name.hollow.json" ] && python3 "$HERE/hollow.py" fill "$artifact" "$DIR/$name.npz"
   timeout 90 "$DIR/arms" "$artifact" "$DIR/$name.npz" cuda:0 "${PLANS:-unfused,greedy,fused}" "${ROUNDS:-60}" >> "$OUT/arms.jsonl" 2> "$OUT/err" \
     || echo "$name: ended with $?: $(head -c 400 "$OUT/err")"
   rm -f "$artifact"
