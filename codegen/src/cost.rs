@@ -45,6 +45,7 @@ pub fn work(region: &Region) -> Work {
             two.clone() * pixels * taps + two * points.clone() * filters[1].clone()
         }
         Heart::Pool { kernel, .. } => points.clone() * Dim::from(kernel.iter().product::<usize>()),
+        Heart::WinogradOutput { m, input, .. } => input.iter().cloned().product::<Dim>() * Dim::from(m + 1),
         Heart::Attention { keys, depth, .. } => {
             let rows: Dim = region.space[..region.space.len() - 1].iter().cloned().product();
             let width = region.space[region.space.len() - 1].clone();

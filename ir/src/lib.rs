@@ -22,6 +22,7 @@ pub mod text;
 mod text_parse;
 pub mod types;
 pub mod verify;
+pub mod winograd;
 
 pub use attr::Real;
 pub use dim::{Binding, Dim, Sym};

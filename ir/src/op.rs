@@ -303,6 +303,15 @@ ops! {
     /// The gradient of `conv` by its input: `w` is `[c, o / groups, kernel...]`; `extra` elements are added at
     /// the end of each spatial axis. Result dtype as for `conv`.
     "conv_transpose" = ConvTranspose("x", "w") { strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, extra: Vec<usize>, groups: usize, layout: Layout } infer ops::conv::infer_transpose, eval ops::conv::eval_transpose;
+    /// The inputs of all tiles of `m` x `m` results of a convolution with windows of 3x3, transformed for `F(m x m, 3 x 3)` (arXiv
+    /// 1509.09308; `m` is 2 or 4): `x[n, h, w, c]`, padded by `lo` and `hi`, gives `[(m + 2)^2, n * tiles down * tiles across, c]`. No importer
+    /// makes it: rules find it.
+    "winograd_input" = WinogradInput("x") { m: usize, lo: Vec<i64>, hi: Vec<i64> } infer ops::winograd::infer_input, eval ops::winograd::eval_input;
+    /// Windows `w[o, c, 3, 3]` transformed for the same: `[(m + 2)^2, c, o]`.
+    "winograd_filter" = WinogradFilter("w") { m: usize } infer ops::winograd::infer_filter, eval ops::winograd::eval_filter;
+    /// Tiles of `m` x `m` results `[n, h, w, o]` (`shape`) from the sums over channels `x[(m + 2)^2, n * tiles down * tiles across, o]` of products of
+    /// the two.
+    "winograd_output" = WinogradOutput("x") { m: usize, shape: Vec<Dim> } infer ops::winograd::infer_output, eval ops::winograd::eval_output;
     /// Combine the elements of sliding windows over the spatial axes. `ceil` rounds the output extent up,
     /// dropping windows that would start in the padding at the end.
     "pool" = Pool("x") { f: PoolFn, kernel: Vec<usize>, strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, ceil: bool, layout: Layout } infer ops::pool::infer, eval ops::pool::eval;

@@ -9,7 +9,7 @@
 //! - outputs: axes `0..P` are the parallel axes; for [`Heart::Reduce`], axes `P..P+R` are the reduced ones;
 //! - a stage of a reduction: axes `0..P+R`;
 //! - operands of [`Heart::Contract`]: axes `0..P` (batch..., m, n) and axis `P`, the contracted one;
-//! - operands of [`Heart::Conv`], [`Heart::Pool`], [`Heart::Attention`]: their own coordinates, axis `i` being the
+//! - operands of [`Heart::Conv`], [`Heart::Pool`], [`Heart::WinogradOutput`], [`Heart::Attention`]: their own coordinates, axis `i` being the
 //!   operand's axis `i`; a point outside the operand's extents is never asked for;
 //! - operands of [`Heart::Separable`]: likewise, and what its product reads is over the depthwise result's coordinates.
 use crate::{
@@ -165,6 +165,15 @@ pub enum Heart {
         /// Extents of the input.
         input: Vec<Dim>,
     },
+    /// Tiles of a convolution with windows of 3x3 from transformed sums; see the op `winograd_output`. `space` is `[n, h, w, o]`.
+    WinogradOutput {
+        /// Results of a tile along each axis.
+        m: usize,
+        /// The sums over their own coordinates.
+        x: ExprId,
+        /// Extents of the sums.
+        input: Vec<Dim>,
+    },
     /// `acc0[b..., s, d] = sum_t softmax_t(scale * sum_e q[b..., s, e] * k[b..., t, e] + mask[b..., s, t]) * v[b..., t, d]`.
     Attention {
         /// Queries `[b..., s, e]`.
@@ -295,6 +304,7 @@ impl Region {
             | Heart::Conv { .. }
             | Heart::Separable { .. }
             | Heart::Pool { .. }
+            | Heart::WinogradOutput { .. }
             | Heart::Attention { .. } => true,
         }
     }
@@ -317,7 +327,7 @@ impl Region {
             Heart::Contract { k, .. } => visit(k),
             Heart::Conv { input, weights, .. } => input.iter().chain(weights).for_each(&mut visit),
             Heart::Separable { input, weights, filters, .. } => input.iter().chain(weights).chain(filters).for_each(&mut visit),
-            Heart::Pool { input, .. } => input.iter().for_each(&mut visit),
+            Heart::Pool { input, .. } | Heart::WinogradOutput { input, .. } => input.iter().for_each(&mut visit),
             Heart::Attention { keys, depth, part, .. } => [keys, depth].into_iter().chain(part).for_each(&mut visit),
             Heart::Op(op) => op.dims(&mut visit),
             Heart::Map | Heart::Reduce { .. } => {}
@@ -340,6 +350,7 @@ impl Region {
             Heart::Conv { .. } => "conv",
             Heart::Separable { .. } => "separable",
             Heart::Pool { .. } => "pool",
+            Heart::WinogradOutput { .. } => "winograd_output",
             Heart::Attention { .. } => "attention",
             Heart::Op(op) => op.mnemonic(),
         }
@@ -425,6 +436,7 @@ impl fmt::Display for Region {
                 window.hi,
                 window.layout
             )?,
+            Heart::WinogradOutput { m, x, input } => writeln!(f, "  acc0 = winograd_output {m} {x}[{}]", list(input))?,
             Heart::Attention { q, k, v, mask, scale, keys, depth, part } => writeln!(
                 f,
                 "  acc0 = attention {q}, {k}, {v}{} scale {} keys {keys} depth {depth}{}",

@@ -10,6 +10,7 @@ use crate::{
     op::{EvalArgs, TypeArgs},
     region::{Expr, ExprId, Heart, Region, StageFn, Window},
     tensor,
+    winograd::Transforms,
 };
 
 /// Evaluate `region` on `args`, symbols being bound by `binding`. Elements that no point writes are taken
@@ -188,6 +189,20 @@ impl Run<'_> {
                     PoolFn::MeanPadded => padded,
                 };
                 Ok(vec![Scalar::F(fold.sum / n as f64).cast(dtype)])
+            }
+            Heart::WinogradOutput { m, x, .. } => {
+                let t = Transforms::of(*m).ok_or_else(|| format!("there are no transforms for tiles of {m}"))?;
+                let space = self.extents(&self.region.space)?;
+                let [down, across] = [space[1], space[2]].map(|n| n.div_ceil(*m));
+                let tile = (point[0] * down + point[1] / m) * across + point[2] / m;
+                let (rows, columns) = (t.output[point[1] % m], t.output[point[2] % m]);
+                let mut sum = 0.0;
+                for (i, row) in rows.iter().enumerate() {
+                    for (j, column) in columns.iter().enumerate() {
+                        sum += row * column * self.expr(*x, &[i * t.side() + j, tile, point[3]], &vec![])?.f();
+                    }
+                }
+                Ok(vec![Scalar::F(sum).cast(self.region.dtype(*x))])
             }
             Heart::Attention { q, k, v, mask, scale, keys, depth, part } => {
                 let size = |d: &Dim| self.extents(std::slice::from_ref(d)).map(|n| n[0]);

@@ -54,7 +54,7 @@ pub struct Formed {
 
 /// Whether an op fixes the loops of a kernel.
 pub fn is_heart(op: &Op) -> bool {
-    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } | Op::Conv { .. } | Op::Pool { .. }) || is_opaque(op)
+    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } | Op::Conv { .. } | Op::Pool { .. } | Op::WinogradOutput { .. }) || is_opaque(op)
 }
 
 /// Whether an op stays an op of its own in a region.
@@ -82,12 +82,15 @@ pub fn is_opaque(op: &Op) -> bool {
         | Op::Attention { .. }
         | Op::AttentionParts { .. }
         | Op::Conv { .. }
-        | Op::Pool { .. } => false,
+        | Op::Pool { .. }
+        | Op::WinogradOutput { .. } => false,
         Op::ConvTranspose { .. }
         | Op::Cumulative { .. }
         | Op::ScatterElements { .. }
         | Op::ScatterNd { .. }
         | Op::Resize { .. }
+        | Op::WinogradInput { .. }
+        | Op::WinogradFilter { .. }
         | Op::TopK { .. }
         | Op::NonZero { .. }
         | Op::Lstm { .. }
@@ -299,6 +302,12 @@ impl Former<'_> {
                 self.enter(input.clone());
                 let x = self.pull(operands[0], x_at, None)?;
                 Heart::Pool { f: *f, kernel: kernel.clone(), window, x, input }
+            }
+            Op::WinogradOutput { m, .. } => {
+                let (x_at, input) = own(self.graph.ty(operands[0]));
+                self.enter(input.clone());
+                let x = self.pull(operands[0], x_at, None)?;
+                Heart::WinogradOutput { m: *m, x, input }
             }
             op => {
                 self.args = operands.clone();

@@ -416,7 +416,7 @@ fn close(graph: &Graph, order: &Order, core: &[NodeId], absorb: Absorb) -> Vec<N
                 }
                 continue;
             }
-            Some(Op::Pool { .. }) => continue,
+            Some(Op::Pool { .. } | Op::WinogradOutput { .. }) => continue,
             Some(op) if form::is_opaque(op) => continue,
             Some(Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. }) => absorb,
             _ => level,
@@ -464,7 +464,7 @@ fn plain(region: &Region) -> bool {
             load(*x).is_some_and(|(_, index)| whole(&index)) && identity(unpacked(region, *w))
         }
         Heart::Separable { x, w, point, .. } => identity(*x) && identity(*w) && identity(*point),
-        Heart::Pool { x, .. } => identity(*x),
+        Heart::Pool { x, .. } | Heart::WinogradOutput { x, .. } => identity(*x),
         Heart::Attention { q, k, v, .. } => [*q, *k, *v]
             .into_iter()
             .all(|id| load(id).is_some_and(|(_, index)| (0..region.space.len()).all(|a| index.iter().all(|d| d.affine_in(a).is_some())))),

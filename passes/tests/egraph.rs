@@ -82,9 +82,14 @@ fn check(graph: &Graph, random: &mut Random) -> (BTreeSet<String>, usize) {
 
 /// The same with these rules; or a term whose value is not that of its class. Inputs named `w` and a number are constants.
 fn try_rules(graph: &Graph, rules: &RuleSet, random: &mut Random) -> Result<(BTreeSet<String>, usize), String> {
+    try_rules_on(graph, rules, &eqsat::cost::GPU, random)
+}
+
+/// The same for a device of these costs.
+fn try_rules_on(graph: &Graph, rules: &RuleSet, costs: &eqsat::cost::Costs, random: &mut Random) -> Result<(BTreeSet<String>, usize), String> {
     let weight = |id: &pavage_ir::NodeId| matches!(&graph[*id].kind, NodeKind::Input(name) if name.strip_prefix('w').is_some_and(|n| n.parse::<u32>().is_ok()));
     let constants: BTreeSet<Value> = graph.inputs().iter().filter(|id| weight(id)).map(|id| Value::from(*id)).collect();
-    let s = eqsat::saturate(graph, &constants, rules, &eqsat::cost::GPU).map_err(|e| e.to_string())?;
+    let s = eqsat::saturate(graph, &constants, rules, costs).map_err(|e| e.to_string())?;
     assert!(s.limits.is_empty(), "{:?}", s.limits);
     // The values of the leaves, which may be results of steps that are no terms.
     let mut leaves = graph.clone();
@@ -302,6 +307,11 @@ fn whole_graphs(random: &mut Random) -> BTreeSet<String> {
         applied.extend(check(&g, random).0);
         passes::run(&mut g, &Ctx::default(), passes::PIPELINE).unwrap();
         applied.extend(check(&g, random).0);
+        // What pays on one core alone.
+        if path.file_stem().is_some_and(|n| n.to_string_lossy().starts_with("winograd")) {
+            let (rules, _) = try_rules_on(&g, &RuleSet::all().unwrap(), &eqsat::cost::CPU, random).unwrap_or_else(|e| panic!("{e}"));
+            applied.extend(rules);
+        }
         // Nested graphs are saturated by themselves.
         for id in g.schedule() {
             if let NodeKind::Op(_, bodies) = &g[id].kind {
@@ -356,6 +366,26 @@ const PRODUCT: Op = Op::MatMul { out: DType::F32 };
 
 /// Mistakes that rules could have: each is right for some graphs and types.
 const WRONG: &[Computed] = &[
+    Computed {
+        name: "windows-turned",
+        apply: |e, t| {
+            let Some(Op::Conv { .. }) = op(t) else { return vec![] };
+            let turned = |w: Build| Build::Op(Op::Transpose { perm: vec![0, 1, 3, 2] }, vec![w]);
+            winograd(e, t, &|op, args| match op {
+                Op::WinogradFilter { .. } => Build::Op(op.clone(), args.into_iter().map(turned).collect()),
+                _ => Build::Op(op.clone(), args),
+            })
+        },
+    },
+    Computed {
+        name: "padded-on-the-other-side",
+        apply: |e, t| {
+            winograd(e, t, &|op, args| match op {
+                Op::WinogradInput { m, lo, hi } => Build::Op(Op::WinogradInput { m: *m, lo: hi.clone(), hi: lo.clone() }, args),
+                _ => Build::Op(op.clone(), args),
+            })
+        },
+    },
     Computed { name: "mean-dropped", apply: |e, t| product_of(e, t, ScalarFn::Sub).map(|(x, _, w, _)| Build::Op(PRODUCT, vec![x, w])).into_iter().collect() },
     Computed {
         name: "columns-not-summed",
@@ -443,6 +473,17 @@ const WRONG: &[Computed] = &[
         },
     },
 ];
+
+/// What the rule `winograd` gives, each of its terms made by `f`.
+fn winograd(e: &Egraph, t: &eqsat::Term, f: &dyn Fn(&Op, Vec<Build>) -> Build) -> Vec<Build> {
+    fn each(build: Build, f: &dyn Fn(&Op, Vec<Build>) -> Build) -> Build {
+        match build {
+            Build::Op(op, args) => f(&op, args.into_iter().map(|a| each(a, f)).collect()),
+            class => class,
+        }
+    }
+    computed::RULES.iter().filter(|r| r.name == "winograd").flat_map(|r| (r.apply)(e, t)).map(|b| each(b, f)).collect()
+}
 
 /// What splitting keys gives, with its ops changed by `f`.
 fn split(e: &Egraph, t: &eqsat::Term, f: &dyn Fn(Op, Vec<Build>) -> (Op, Vec<Build>)) -> Vec<Build> {
@@ -577,11 +618,21 @@ fn wrong_computed_rules_are_caught() {
     let lines: Vec<&str> = DECODE.lines().filter(|line| !repeats.iter().any(|r| line.starts_with(r))).collect();
     let decode = lines.join("\n").replace("[2,2,300,4]", "[2,4,300,4]").replace("[scale=1.0] %scaled, %kr, %vr", "[scale=0.5] %q, %k, %v");
     graphs.push(text::parse(&decode, &|_| None).unwrap());
+    let image = "graph @image(%x: f32[1,5,6,16], %w1: f32[16,16,3,3]) {
+  %0 = conv[strides=[1,1],dilations=[1,1],lo=[1,0],hi=[0,1],groups=1,layout=nhwc] %x, %w1 : f32[1,4,5,16]
+  return %0 as \"y\"
+}";
+    graphs.push(text::parse(image, &|_| None).unwrap());
     assert!(graphs.iter().any(|g| check(g, &mut random).0.contains("attention")));
     let planted = WRONG.iter().map(|r| (r.name, Some(*r), None)).chain(WRONG_SIBLINGS.iter().map(|r| (r.name, None, Some(*r))));
     for (name, computed, sibling) in planted {
         let rules = RuleSet { text: vec![], computed: computed.into_iter().collect(), siblings: sibling.into_iter().collect() };
-        let found = graphs.iter().find_map(|g| try_rules(g, &rules, &mut random).err()).unwrap_or_else(|| panic!("{name} was not caught"));
+        let costs = [eqsat::cost::GPU, eqsat::cost::CPU];
+        let found = graphs
+            .iter()
+            .flat_map(|g| costs.iter().map(move |c| (g, c)))
+            .find_map(|(g, c)| try_rules_on(g, &rules, c, &mut random).err())
+            .unwrap_or_else(|| panic!("{name} was not caught"));
         assert!(found.contains("but its class is"), "{name}: {found}");
     }
 }

@@ -597,7 +597,7 @@ impl<'r> Env<'r> {
             Heart::Contract { lhs, rhs, .. } => roots.extend([*lhs, *rhs]),
             Heart::Conv { x, w, .. } => roots.extend([*x, *w]),
             Heart::Separable { x, w, mid, point, .. } => roots.extend([*x, *w, *mid, *point]),
-            Heart::Pool { x, .. } => roots.push(*x),
+            Heart::Pool { x, .. } | Heart::WinogradOutput { x, .. } => roots.push(*x),
             Heart::Attention { q, k, v, mask, .. } => roots.extend([*q, *k, *v].into_iter().chain(*mask)),
         }
         roots

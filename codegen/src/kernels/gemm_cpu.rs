@@ -712,7 +712,8 @@ impl Cx<'_> {
         let (vector, step) = (b.index(walk.panel() as i64), b.index(width));
         // Weights that do not stay in the cache: while a group is worked on, the next one is fetched; of a product
         // of a row or two, what comes soon.
-        let bytes = walk.panels() * walk.panel() * walk.dtype.bits() / 8;
+        let batches: usize = walk.batch.iter().map(|(n, _)| n).product();
+        let bytes = batches * walk.panels() * walk.panel() * walk.dtype.bits() / 8;
         let few = matches!(block.rows, Rows::Fixed(n) if n <= 2);
         let ahead = if few { 32 * width } else { (block.class.nv * walk.panel()) as i64 };
         let ahead = (self.prefetch && bytes > 256 << 10).then(|| b.index(ahead));

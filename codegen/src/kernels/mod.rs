@@ -44,6 +44,7 @@ pub mod space;
 pub mod transpose;
 pub mod tree;
 mod weights;
+pub mod winograd;
 
 use crate::{targets::Target, tile};
 use pavage_ir::{DType, Dim, Region, Schedule, Tensor};
@@ -214,6 +215,7 @@ pub const FAMILIES: &[Family] = &[
     depthwise_cpu::FAMILY,
     separable_cpu::FAMILY,
     conv_cpu::FAMILY,
+    winograd::FAMILY,
     attention::FAMILY,
     naive::POOL,
     naive::FAMILY,

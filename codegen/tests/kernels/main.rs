@@ -9,3 +9,4 @@ mod interpreter;
 mod math;
 mod matrix;
 mod ops;
+mod winograd;

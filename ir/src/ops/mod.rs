@@ -21,6 +21,7 @@ pub(crate) mod rnn;
 pub(crate) mod sort;
 pub(crate) mod tree;
 pub(crate) mod view;
+pub(crate) mod winograd;
 
 use crate::{
     DType, Dim, Op, OpError, TensorType,

@@ -551,7 +551,7 @@ fn close(s: &Saturated, root: Id, state: &State, views: Views) -> Option<Vec<(Id
                 }
                 continue;
             }
-            Op::Pool { .. } => continue,
+            Op::Pool { .. } | Op::WinogradOutput { .. } => continue,
             op if form::is_opaque(op) => continue,
             Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } => views,
             _ => level,

@@ -34,6 +34,7 @@ pub(super) fn is_foldable(op: &Op) -> bool {
             | Op::Concat { .. }
             | Op::Reduce { .. }
             | Op::MatMul { .. }
+            | Op::WinogradFilter { .. }
     ) || matches!(op, Op::Dims { values } if values.iter().all(|d| d.as_const().is_some()))
 }
 

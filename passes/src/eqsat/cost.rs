@@ -248,6 +248,15 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
         }
         Heart::Separable { window, input, weights, filters, mid, .. } => return separable(region, (window, input, weights), filters, *mid, &around, costs),
         Heart::Pool { kernel, .. } => around.ops += points * kernel.iter().product::<usize>() as f64,
+        Heart::WinogradOutput { m, input, .. } => {
+            // What each result is of a sum over the tile, one axis after the other; sums of pairs are shared.
+            let (side, tiles) = ((m + 2) as f64, size(&input[1]) * size(&input[2]));
+            around.ops += tiles * (side * side + 0.5 * (side + *m as f64) * side * *m as f64);
+        }
+        Heart::Op(Op::WinogradInput { m, .. }) => {
+            let (side, x) = ((m + 2) as f64, &region.space);
+            around.ops += size(&x[1]) * size(&x[2]) * (side * side + side * side * side);
+        }
         Heart::Attention { .. } if let Some(price) = few_queries(region, costs) => return price,
         Heart::Attention { keys, depth, q, k, v, mask, .. } => {
             // The matrix units take 16-bit heads of 64 and 128 that lie in one piece each, with masks of floats or of positions; other

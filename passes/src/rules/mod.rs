@@ -10,6 +10,7 @@ mod norms;
 pub mod promises;
 pub mod siblings;
 mod split;
+mod winograd;
 
 use crate::eqsat::Term;
 use egg::Pattern;

@@ -1,0 +1,37 @@
+//! Convolutions with windows of 3x3 by minimal filtering (arXiv 1509.09308): fewer multiplications, more additions and memory.
+use super::computed::{Build, Egraph, op};
+use crate::eqsat::Term;
+use pavage_ir::{DType, Dim, Op, attr::Layout, winograd::WINDOW};
+
+/// Results along each axis of a tile: larger ones multiply less, have more weights and round more.
+const TILES: [usize; 2] = [4, 2];
+/// With fewer channels on either side the transforms cost more than the products they save.
+const LEAST: i64 = 16;
+
+/// `conv(x, w) = output(input(x) @ filter(w))`, a product for each element of a tile; the windows are constants, so that their
+/// transforms are made at compile time. On a CPU: a wide device would start three kernels in place of one that its matrix
+/// units run.
+pub(super) fn winograd(e: &Egraph, term: &Term) -> Vec<Build> {
+    let Some(Op::Conv { strides, dilations, lo, hi, groups: 1, layout: Layout::ChannelsLast }) = op(term) else { return vec![] };
+    let (x, w) = (&e[term.args[0]].data, &e[term.args[1]].data);
+    let once = [strides, dilations].iter().all(|steps| steps.as_slice() == [1, 1]);
+    let fits = x.ty.dtype == DType::F32 && w.ty.dtype == DType::F32 && w.constant && w.ty.rank() == 4;
+    if !once || !fits || e.analysis.costs.units > 1.0 {
+        return vec![];
+    }
+    let window = |n: &Dim| n.is(WINDOW as i64);
+    let padded = lo.iter().chain(hi).all(|p| (0..WINDOW as i64).contains(p));
+    let [filters, channels, kernel @ ..] = &w.ty.shape[..] else { return vec![] };
+    if !padded || !kernel.iter().all(window) || [filters, channels].iter().any(|n| n.as_const().is_none_or(|n| n < LEAST)) {
+        return vec![];
+    }
+    let out = |i: usize| x.ty.shape[1 + i].clone() + Dim::from(lo[i] + hi[i] + 1 - WINDOW as i64);
+    let shape = vec![x.ty.shape[0].clone(), out(0), out(1), filters.clone()];
+    let tiled = |m: usize| {
+        let input = Build::Op(Op::WinogradInput { m, lo: lo.clone(), hi: hi.clone() }, vec![Build::Class(term.args[0])]);
+        let filter = Build::Op(Op::WinogradFilter { m }, vec![Build::Class(term.args[1])]);
+        let sums = Build::Op(Op::MatMul { out: DType::F32 }, vec![input, filter]);
+        Build::Op(Op::WinogradOutput { m, shape: shape.clone() }, vec![sums])
+    };
+    TILES.into_iter().map(tiled).collect()
+}
