@@ -1,17 +1,18 @@
 //! The transforms of a convolution by minimal filtering (`pavage_ir::winograd`): a tile at a time, vectors along channels.
 //!
-//! All inputs of a tile are read, transformed along one axis and then the other in registers, and written to a place
-//! for each element of the tile; the way back ends in the region's output expressions. The products between the two are a
-//! contraction, which other families run.
+//! All inputs of a tile are read, transformed along one axis and then the other, and written to a place for each element of
+//! the tile; the way back ends in the region's output expressions. The products between the two are a contraction, which
+//! other families run. Places of a tile's elements often lie a multiple of 4 KiB apart, where caches hold few lines: a CPU keeps
+//! what is half transformed in scratch, for a block of channels, and writes a row of the tile at a time.
 use super::{
-    ArgFacts, Built, Family, KernelError, builder,
+    ArgFacts, Built, CpuShape, Family, KernelError, builder, cost,
     expr::{Env, Point, VectorAxis, read, reg, round, write, zero},
     native_lanes,
-    nest::Nest,
+    nest::{Nest, Walk, split},
 };
 use crate::{
     targets::Target,
-    tile::{Builder, Ty, Val},
+    tile::{Buf, Builder, Space, Ty, Val},
 };
 use pavage_ir::{
     Dim, Expr, ExprId, Heart, Op, Region, Scalar, Schedule,
@@ -23,6 +24,10 @@ pub const FAMILY: Family =
     Family { name: NAME, about: "tiles of 3x3 convolutions transformed for minimal filtering, vectors along channels", schedules, build };
 
 const NAME: &str = "winograd";
+/// Channels that are half transformed at a time.
+const BLOCK: usize = 128;
+/// Elements that stay in the nearest cache wherever they lie.
+const NEAR: usize = 4096;
 
 /// What a region transforms.
 enum Part<'r> {
@@ -54,14 +59,16 @@ fn part(region: &Region) -> Option<(Part<'_>, &'static Transforms)> {
 
 fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let Some((part, _)) = part(region) else { return vec![] };
-    let lanes = match part {
-        Part::Filter => 1,
-        Part::Input { .. } | Part::Output { .. } => {
-            let channels = region.space.last().and_then(Dim::as_const).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX >> 1);
-            native_lanes(target, region.args[0].dtype).min(channels.max(1).next_power_of_two())
-        }
-    };
-    vec![Schedule::new(NAME, &[("lanes", lanes as i64)])]
+    let known = |n: &Dim| n.as_const().and_then(|n| usize::try_from(n).ok());
+    let channels = region.space.last().and_then(known).unwrap_or(usize::MAX >> 1).max(1);
+    let lanes = if matches!(part, Part::Filter) { 1 } else { native_lanes(target, region.args[0].dtype).min(channels.next_power_of_two()) };
+    let one = |block: usize| Schedule::new(NAME, &[("lanes", lanes as i64), ("block", block as i64)]);
+    let far = region.outputs.first().is_none_or(|o| known(&o.ty.count()).is_none_or(|n| n > NEAR));
+    match (part, target) {
+        (Part::Input { .. }, Target::Cpu(_)) if lanes > 1 && far => vec![one(BLOCK), one(0)],
+        (Part::Input { .. }, Target::Cpu(_)) if lanes > 1 => vec![one(0), one(BLOCK)],
+        _ => vec![one(0)],
+    }
 }
 
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &ArgFacts) -> Result<Built, KernelError> {
@@ -87,6 +94,11 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
         point_ps: (t.side() * t.side()) as i64 * 60,
     };
     let tiles = Tiles { region, t, space: nest.space.clone() };
+    if let (Part::Input { lo, .. }, Ok(block @ 1..), Target::Cpu(_)) = (&part, usize::try_from(schedule.knob("block", 0)), target) {
+        let block = block.next_multiple_of(nest.lanes);
+        let shape = tiles.in_blocks(&mut b, &mut env, lo, nest.lanes, block);
+        return Ok(Built::new(b.finish(), schedule, env.dims, Walk { cpu: Some(shape), grid: None }));
+    }
     let walk = nest.emit(&mut b, &mut env, &[], &mut |b, env, points| {
         for p in points {
             match &part {
@@ -122,70 +134,108 @@ impl<'r> Tiles<'r> {
     }
 
     fn input(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, lo: &[i64]) {
+        let source = self.source(b, env, p, lo);
+        let to: Vec<Val> = (0..self.t.side() * self.t.side()).map(|e| self.place(b, env, p, e)).collect();
+        let (from, out) = (env.args[0], env.outs[0]);
+        source.either(b, &|b, edge| {
+            let d = source.tile(b, from, p, edge);
+            for (v, at) in both_ways(b, self.t.input, along_rows, &d).into_iter().zip(&to) {
+                write(b, out, *at, v, p);
+            }
+        });
+    }
+
+    /// The same for all channels, `block` at a time: along columns into scratch, then along rows.
+    fn in_blocks(&self, b: &mut Builder, env: &mut Env<'r>, lo: &[i64], lanes: usize, block: usize) -> CpuShape {
+        let (side, channels) = (self.t.side(), self.space[3].clone());
+        let dtype = self.region.args[0].dtype;
+        let scratch = b.alloc(Space::Local, reg(dtype), (side * side * block) as u64);
+        let c = env.size(b, &channels);
+        let (start, end) = (b.lo(), b.hi());
+        b.for_(start, end, 1, &[], |b, tile, _| {
+            let mut axes = split(b, env, tile, &self.space[..3]);
+            let zero = b.index(0);
+            axes.push(zero);
+            let corner = Point::new(axes);
+            let source = self.source(b, env, &corner, lo);
+            let to: Vec<Val> = (0..side * side).map(|e| self.place(b, env, &corner, e)).collect();
+            let (from, out) = (env.args[0], env.outs[0]);
+            b.for_(zero, c, block as i64, &[], |b, first, _| {
+                let last = b.add_i(first, block as i64);
+                let last = b.min(last, c);
+                // Vectors of the block, at the point and in scratch.
+                let each = |b: &mut Builder, body: &dyn Fn(&mut Builder, &Point, Val)| {
+                    let here = b.sub(last, first);
+                    let rest = b.rem_i(here, lanes as i64);
+                    let whole = b.sub(here, rest);
+                    let at = |b: &mut Builder, i: Val, count: Option<Val>| {
+                        let mut axes = corner.axes.clone();
+                        axes[3] = b.add(first, i);
+                        body(b, &Point::vector(axes, VectorAxis { axis: 3, lanes, count, aligned: true }), i);
+                    };
+                    b.for_(zero, whole, lanes as i64, &[], |b, i, _| {
+                        at(b, i, None);
+                        vec![]
+                    });
+                    let some = b.gt(rest, zero);
+                    b.when(some, |b| at(b, whole, Some(rest)));
+                };
+                source.either(b, &|b, edge| {
+                    each(b, &|b, p, i| {
+                        let d = source.tile(b, from, p, edge);
+                        for j in 0..side {
+                            let column: Vec<Val> = (0..side).map(|i| d[i * side + j]).collect();
+                            for (r, v) in along_rows(b, self.t.input, &column).into_iter().enumerate() {
+                                let at = b.add_i(i, ((r * side + j) * block) as i64);
+                                b.store(scratch, at, v);
+                            }
+                        }
+                    });
+                });
+                for r in 0..side {
+                    each(b, &|b, p, i| {
+                        let load = |b: &mut Builder, j: usize| {
+                            let at = b.add_i(i, ((r * side + j) * block) as i64);
+                            b.load(scratch, at, lanes)
+                        };
+                        let row: Vec<Val> = (0..side).map(|j| load(b, j)).collect();
+                        for (j, v) in along_rows(b, self.t.input, &row).into_iter().enumerate() {
+                            let at = b.add(to[r * side + j], p.axes[3]);
+                            write(b, out, at, v, p);
+                        }
+                    });
+                }
+                vec![]
+            });
+            vec![]
+        });
+        let unit_ps = channels * Dim::from((side * side * 60) as i64) + Dim::from(20_000i64);
+        CpuShape { extent: self.space[..3].iter().cloned().product(), grain: cost::grain(&unit_ps), unit_ps, scratch: Dim::ZERO }
+    }
+
+    /// The inputs of the tile of `p`.
+    fn source(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, lo: &[i64]) -> Source {
         let (x, side) = (&self.region.args[0], self.t.side());
-        let (h, w) = (env.size(b, &x.shape[1]), env.size(b, &x.shape[2]));
-        let first = |b: &mut Builder, i: usize| {
+        let extents = [env.size(b, &x.shape[1]), env.size(b, &x.shape[2])];
+        let first = [0, 1].map(|i| {
             let at = b.mul_i(p.axes[1 + i], self.t.m as i64);
             b.add_i(at, -lo[i])
-        };
-        let (top, left) = (first(b, 0), first(b, 1));
+        });
         let (pixel, row) = (x.shape[3].clone(), x.shape[3].clone() * x.shape[2].clone());
         let (pixels, rows) = (env.size(b, &pixel), env.size(b, &row));
-        let image = b.mul(p.axes[0], h);
-        let base = b.add(image, top);
+        let image = b.mul(p.axes[0], extents[0]);
+        let base = b.add(image, first[0]);
         let base = b.mul(base, rows);
-        let column = b.mul(left, pixels);
+        let column = b.mul(first[1], pixels);
         let base = b.add(base, column);
-        let base = b.add(base, p.axes[3]);
-        let places: Vec<Val> = (0..side * side)
+        let step = |e: usize| Dim::from(e / side) * row.clone() + Dim::from(e % side) * pixel.clone();
+        let places = (0..side * side)
             .map(|e| {
-                let step = env.size(b, &(Dim::from(e / side) * row.clone() + Dim::from(e % side) * pixel.clone()));
+                let step = env.size(b, &step(e));
                 b.add(base, step)
             })
             .collect();
-        let to: Vec<Val> = (0..side * side).map(|e| self.place(b, env, p, e)).collect();
-        let (from, out) = (env.args[0], env.outs[0]);
-        let store = |b: &mut Builder, d: &[Val]| {
-            for (v, at) in both_ways(b, self.t.input, along_rows, d).into_iter().zip(&to) {
-                write(b, out, *at, v, p);
-            }
-        };
-        let within = |b: &mut Builder, first: Val, extent: Val, n: usize| {
-            let zero = b.index(0);
-            let (low, end) = (b.ge(first, zero), b.add_i(first, n as i64));
-            let high = b.le(end, extent);
-            b.and(low, high)
-        };
-        let (down, across) = (within(b, top, h, side), within(b, left, w, side));
-        let inside = b.and(down, across);
-        b.if_(
-            inside,
-            |b| {
-                let d: Vec<Val> = places.iter().map(|at| read(b, from, *at, p)).collect();
-                store(b, &d);
-                vec![]
-            },
-            |b| {
-                let each = |b: &mut Builder, first: Val, extent: Val| -> Vec<Val> {
-                    let at = |i: usize, b: &mut Builder| {
-                        let at = b.add_i(first, i as i64);
-                        within(b, at, extent, 1)
-                    };
-                    (0..side).map(|i| at(i, b)).collect()
-                };
-                let (down, across) = (each(b, top, h), each(b, left, w));
-                let d: Vec<Val> = places
-                    .iter()
-                    .enumerate()
-                    .map(|(e, at)| {
-                        let there = b.and(down[e / side], across[e % side]);
-                        read_if(b, there, from, *at, p)
-                    })
-                    .collect();
-                store(b, &d);
-                vec![]
-            },
-        );
+        Source { side, first, extents, places }
     }
 
     fn filter(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point) {
@@ -256,8 +306,63 @@ impl<'r> Tiles<'r> {
     }
 }
 
+/// Where the inputs of a tile are.
+struct Source {
+    side: usize,
+    /// Coordinates of the first, which may lie outside the image.
+    first: [Val; 2],
+    /// Extents of the image.
+    extents: [Val; 2],
+    /// Address of each input, the channel left out.
+    places: Vec<Val>,
+}
+
+impl Source {
+    /// `body` for a tile inside the image, and for one at its edge.
+    fn either(&self, b: &mut Builder, body: &dyn Fn(&mut Builder, bool)) {
+        let [down, across] = [0, 1].map(|i| within(b, self.first[i], self.extents[i], self.side));
+        let inside = b.and(down, across);
+        let run = |b: &mut Builder, edge: bool| {
+            body(b, edge);
+            vec![]
+        };
+        b.if_(inside, |b| run(b, false), |b| run(b, true));
+    }
+
+    /// The inputs at the channels of `p`: zeros outside the image, where the tile is at its `edge`.
+    fn tile(&self, b: &mut Builder, buf: Buf, p: &Point, edge: bool) -> Vec<Val> {
+        let there = [0, 1].map(|i| -> Vec<Val> {
+            let at = |b: &mut Builder, k: usize| {
+                let at = b.add_i(self.first[i], k as i64);
+                within(b, at, self.extents[i], 1)
+            };
+            if edge { (0..self.side).map(|k| at(b, k)).collect() } else { vec![] }
+        });
+        let [down, across] = there;
+        let mut tile = vec![];
+        for (e, place) in self.places.iter().enumerate() {
+            let at = b.add(*place, p.axes[3]);
+            tile.push(if edge {
+                let there = b.and(down[e / self.side], across[e % self.side]);
+                read_if(b, there, buf, at, p)
+            } else {
+                read(b, buf, at, p)
+            });
+        }
+        tile
+    }
+}
+
+/// Whether `n` coordinates from `first` on all lie inside `extent`.
+fn within(b: &mut Builder, first: Val, extent: Val, n: usize) -> Val {
+    let zero = b.index(0);
+    let (low, end) = (b.ge(first, zero), b.add_i(first, n as i64));
+    let high = b.le(end, extent);
+    b.and(low, high)
+}
+
 /// What [`read`] reads if `there`, else zeros; nothing is touched then.
-fn read_if(b: &mut Builder, there: Val, buf: crate::tile::Buf, at: Val, p: &Point) -> Val {
+fn read_if(b: &mut Builder, there: Val, buf: Buf, at: Val, p: &Point) -> Val {
     let dtype = b.dtype(buf);
     let Some(VectorAxis { lanes, count, .. }) = p.vector else {
         let v = b.if_(there, |b| vec![b.load(buf, at, 1)], |b| vec![zero(b, Ty::Scalar(dtype))])[0];
@@ -266,6 +371,8 @@ fn read_if(b: &mut Builder, there: Val, buf: crate::tile::Buf, at: Val, p: &Poin
     let all = count.unwrap_or_else(|| b.index(lanes as i64));
     let none = b.index(0);
     let count = b.select(there, all, none);
+    // A masked load of memory that is not there takes hundreds of cycles: it is asked for where the first channel is.
+    let at = b.select(there, at, p.axes[3]);
     let v = b.load_upto(buf, at, lanes, count);
     b.cast(v, reg(dtype))
 }
