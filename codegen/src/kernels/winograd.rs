@@ -27,7 +27,7 @@ const NAME: &str = "winograd";
 /// Channels that are half transformed at a time.
 const BLOCK: usize = 128;
 /// Elements that stay in the nearest cache wherever they lie.
-const NEAR: usize = 4096;
+const NEAR: usize = 1 << 14;
 
 /// What a region transforms.
 enum Part<'r> {
