@@ -54,7 +54,8 @@ pub struct Formed {
 
 /// Whether an op fixes the loops of a kernel.
 pub fn is_heart(op: &Op) -> bool {
-    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } | Op::Conv { .. } | Op::Pool { .. } | Op::WinogradOutput { .. }) || is_opaque(op)
+    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::AttentionParts { .. } | Op::Conv { .. } | Op::Pool { .. } | Op::WinogradOutput { .. })
+        || is_opaque(op)
 }
 
 /// Whether an op stays an op of its own in a region.
