@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 /// Fewer elements than this are not worth a kernel of their own kind.
 pub(crate) const LEAST: usize = 4096;
 
+/// Windows with fewer weights find them in a cache, where reading them costs less than unpacking.
+const LEAST_WINDOW: usize = 1 << 18;
+
 /// Weights as they lie in memory, see `dequant`.
 #[derive(Clone, Debug)]
 pub struct Packed {
@@ -68,7 +71,8 @@ pub(crate) fn emit(r: &mut Rebuild, packed: &Packed) -> Result<Value, PassError>
     r.add(Op::Dequant { blocks: packed.blocks.clone() }, &operands)
 }
 
-/// Which operand of a node may stay packed: the weights of a product of few enough rows, and what a gather picks from.
+/// Which operand of a node may stay packed: the weights of a product of few enough rows or of windows of few enough pixels, and what
+/// a gather picks from.
 pub(crate) fn operand(graph: &Graph, v: Value, costs: &Costs) -> Option<usize> {
     let ty = graph.ty(v);
     let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size);
@@ -86,7 +90,11 @@ pub(crate) fn operand(graph: &Graph, v: Value, costs: &Costs) -> Option<usize> {
             let w = graph.ty(operands[1]);
             let point = w.shape[2..].iter().all(|d| d.is(1)) && lo.iter().chain(hi).all(|p| *p == 0);
             let rows = ty.shape.iter().map(size).product::<i64>() / size(&w.shape[0]).max(1);
-            (point && rows <= costs.packed_rows).then_some(1)
+            // Windows make numbers of their weights at each pixel: for sizes that are known, and few.
+            let many = w.const_shape().is_some_and(|s| s.iter().product::<usize>() >= LEAST_WINDOW);
+            let window =
+                many && rows <= costs.packed_pixels && (3..=4).contains(&w.rank()) && ty.const_shape().is_some() && lo.iter().chain(hi).all(|p| *p >= 0);
+            (if point { rows <= costs.packed_rows } else { window }).then_some(1)
         }
         Op::Gather { .. } if floats(0) => Some(0),
         _ => None,

@@ -10,6 +10,9 @@
 //! An input whose pixels lie side by side in memory and whose channels apart, such as an image as most models take it, is
 //! read as it is: scratch rows are planes of one channel each, the taps of a plane's row are the contracted axis and channels a
 //! loop around it. Weights are then packed with `c` before the last axis of the kernel.
+//!
+//! Weights of 8 or 4 bits with scales stay so in their panels and become numbers in registers, tap by tap: for windows of few
+//! pixels, where reading the weights is what takes time.
 use super::{
     ArgFacts, Built, CpuShape, Family, KernelError, Pack,
     expr::{Env, Point, VectorAxis},
@@ -17,6 +20,7 @@ use super::{
     gemm_cpu::{fits_i16, plain_load, quads},
     micro::{self, End, Left, Math, Right, Rows, Tile},
     pack::{Cells, Walk},
+    weights::Weights,
 };
 use crate::{
     targets::{Cpu, Target},
@@ -54,6 +58,8 @@ pub(super) struct Conv<'r> {
     pub(super) math: Math,
     /// The weights: argument and address over `[o, c, kernel...]`.
     pub(super) weights: (usize, Linear),
+    /// How they become numbers, where they are packed.
+    pub(super) decode: Option<Weights>,
     /// Axis of the region that each of height and width is; height may have none.
     pub(super) place: [Option<usize>; 2],
 }
@@ -74,7 +80,13 @@ impl<'r> Conv<'r> {
         };
         let size = |d: &Dim| d.as_const().and_then(|v| usize::try_from(v).ok());
         let sizes: Vec<usize> = weights.iter().map(size).collect::<Option<_>>()?;
-        let (arg, at) = plain_load(region, *w, weights.len())?;
+        let (arg, at, decode) = match plain_load(region, *w, weights.len()) {
+            Some((arg, at)) => (arg, at, None),
+            None => {
+                let packed = Weights::of_filters(region, *w, &sizes).filter(|_| math == Math::F32 && *groups == 1)?;
+                (packed.arg, Linear { strides: packed.at.strides.clone(), rest: packed.at.rest.clone() }, Some(packed))
+            }
+        };
         let loads = region.exprs.iter().filter(|(e, _)| matches!(e, Expr::Load { arg: a, .. } if *a as usize == arg)).count();
         facts.constant(arg)?;
         let fixed = at.strides.iter().chain([&at.rest]).all(|d| d.as_const().is_some());
@@ -110,6 +122,7 @@ impl<'r> Conv<'r> {
             o: sizes[0] / groups,
             math,
             weights: (arg, at),
+            decode,
             place,
         })
     }
@@ -133,6 +146,18 @@ impl<'r> Conv<'r> {
         axes
     }
 
+    /// Coordinates `[o, c, height, width]` of a weight as the region's own.
+    fn tap(&self, [o, c, h, w]: [Val; 4]) -> Vec<Val> {
+        let mut axes = vec![o, c];
+        axes.resize(1 + self.channel_axis(), c);
+        for (axis, v) in self.place.into_iter().zip([h, w]) {
+            if let Some(axis) = axis {
+                axes[axis + 1] = v;
+            }
+        }
+        axes
+    }
+
     /// Axis of the region that the width is.
     pub(super) fn width_axis(&self) -> usize {
         self.place[1].unwrap_or(1)
@@ -153,7 +178,7 @@ impl<'r> Conv<'r> {
 
     /// Whether pixels of a row lie side by side in memory, channels apart.
     fn is_planar(&self) -> bool {
-        self.math == Math::F32 && self.groups == 1 && self.c > 1 && self.plain_x().is_some_and(|(.., s)| s[2].is(1) && !s[3].is(1))
+        self.math == Math::F32 && self.groups == 1 && self.c > 1 && self.decode.is_none() && self.plain_x().is_some_and(|(.., s)| s[2].is(1) && !s[3].is(1))
     }
 
     /// The taps of the window's height that lie inside the input for output row `oh`: first and end.
@@ -211,7 +236,7 @@ fn plan(conv: &Conv<'_>, cpu: &Cpu, schedule: &Schedule) -> Plan {
     // Each group's channels start at a whole pair.
     let pixel = conv.c.next_multiple_of(group) * conv.groups;
     let planar = conv.is_planar();
-    let joined_shape = conv.groups == 1 && conv.dilations[1] == 1 && !planar;
+    let joined_shape = conv.groups == 1 && conv.dilations[1] == 1 && !planar && conv.decode.is_none();
     let side_by_side = |s: &[Dim; 4]| if planar { true } else { s[3].is(1) && s[2] == Dim::from(channels) };
     let direct = conv.math == Math::F32
         && conv.lo[1] == 0
@@ -284,7 +309,8 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     }
 
     let [so, sc, sh, sw] = conv.weight_strides();
-    let dtype = conv.math.packed(region.args[conv.weights.0].dtype);
+    let cells = conv.decode.as_ref().map_or(Cells::Whole, |w| w.cells);
+    let dtype = if cells == Cells::Nibbles { DType::U8 } else { conv.math.packed(region.args[conv.weights.0].dtype) };
     let walk = Walk {
         batch: vec![(conv.groups, so * conv.o as i64)],
         n: (conv.o, so),
@@ -295,9 +321,9 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
         },
         start: conv.weights.1.rest.as_const().unwrap_or(0),
         width: plan.lanes,
-        group: conv.math.group(),
+        group: if cells == Cells::Nibbles { 2 } else { conv.math.group() },
         dtype,
-        cells: Cells::Whole,
+        cells,
     };
 
     let mut b = super::builder(name, target);
@@ -607,6 +633,8 @@ impl Cx<'_> {
         let (vector, step) = (b.index(self.walk.panel() as i64), b.index((lanes * group) as i64));
         let tap_steps = padded / group;
         let row_steps = tap_steps * conv.kernel[1];
+        // Cells of a panel that a step takes: of nibbles, one for two steps.
+        let halves = if self.walk.cells == Cells::Nibbles { 2 } else { 1 };
         let column = b.mul_i(at.vector, lanes as i64);
         let group_start = b.mul_i(at.group, conv.o as i64);
         let column = b.add(column, group_start);
@@ -627,7 +655,7 @@ impl Cx<'_> {
                 let d = b.mul(d, tap_row);
                 let left = b.add(base, d);
                 let left = b.div_i(left, group as i64);
-                let d = b.mul_i(kh, (row_steps * lanes * group) as i64);
+                let d = b.mul_i(kh, (row_steps / halves * lanes * group) as i64);
                 let right = b.add(panel, d);
                 let left = Left { buf, base: left, row, step: one };
                 let right = Right { buf: env.args[conv.weights.0], base: right, vector, step, count: None, ahead: None };
@@ -642,8 +670,12 @@ impl Cx<'_> {
                 b.for_(zero, taps, 1, acc, |b, kw, acc| {
                     let d = b.mul_i(kw, conv.dilations[1] as i64 * pixel);
                     let left = Left { base: b.add(left.base, d), ..left };
-                    let d = b.mul_i(kw, (tap_steps * lanes * group) as i64);
+                    let d = b.mul_i(kw, (tap_steps / halves * lanes * group) as i64);
                     let right = Right { base: b.add(right.base, d), ..right };
+                    if let Some(weights) = &conv.decode {
+                        let tap = conv.tap([column, zero, kh, kw]);
+                        return self.packed_tap(b, env, weights, (tile, left, right), (&tap, columns), acc);
+                    }
                     let steps = b.index(tap_steps as i64);
                     micro::accumulate(b, tile, left, right, None, steps, acc.to_vec())
                 })
@@ -655,6 +687,36 @@ impl Cx<'_> {
 }
 
 impl Cx<'_> {
+    /// One tap of a window with packed weights: a block of channels after the other, each with its zero points and scales.
+    fn packed_tap(
+        &self,
+        b: &mut Builder,
+        env: &mut Env<'_>,
+        weights: &Weights,
+        (tile, left, right): (Tile, Left, Right),
+        (tap, columns): (&[Val], End),
+        acc: &[Val],
+    ) -> Vec<Val> {
+        let channels = self.conv.c;
+        let block = weights.block.unwrap_or(channels);
+        let tile = Tile { unroll: tile.unroll.next_multiple_of(2), ..tile };
+        let halves = if weights.cells == Cells::Nibbles { 2 } else { 1 };
+        let vector = VectorAxis { axis: 0, lanes: tile.lanes, count: None, aligned: true };
+        let (zero, blocks) = (b.index(0), b.index((channels / block) as i64));
+        b.for_(zero, blocks, 1, acc, |b, k, acc| {
+            let first = b.mul_i(k, block as i64);
+            let mut axes = tap.to_vec();
+            axes[1] = first;
+            let decode = weights.decode(b, env, &axes, vector, tile.nv, columns.partial.then_some(columns.at));
+            let d = b.mul(first, left.step);
+            let left = Left { base: b.add(left.base, d), ..left };
+            let d = b.mul_i(k, (block / halves * tile.lanes) as i64);
+            let right = Right { base: b.add(right.base, d), ..right };
+            let steps = b.index(block as i64);
+            micro::accumulate(b, tile, left, right, Some(&decode), steps, acc.to_vec())
+        })
+    }
+
     /// One row of the window where channels are planes: a few channels are written out, more are a loop.
     fn plane_taps(&self, b: &mut Builder, (tile, left, right): (Tile, Left, Right), plane: Val, acc: &[Val]) -> Vec<Val> {
         let conv = self.conv;

@@ -25,7 +25,7 @@ const NAME: &str = "depthwise_cpu";
 
 /// The region as a convolution with one input and one output channel a group.
 pub(super) fn depthwise<'r>(region: &'r Region, facts: &ArgFacts) -> Option<Conv<'r>> {
-    Conv::of(region, facts).filter(|c| c.c == 1 && c.o == 1 && c.groups > 1)
+    Conv::of(region, facts).filter(|c| c.c == 1 && c.o == 1 && c.groups > 1 && c.decode.is_none())
 }
 
 /// Most pixels of a tile: accumulators, one window row of weights and a few input vectors stay in registers. With 32 registers

@@ -1,4 +1,4 @@
-//! Packed weights of a matrix product: `(cast(x) - zero) * scale` with a constant `x` of 4, 8 or 16 bits, in panels as narrow as
+//! Packed weights of a matrix product or a convolution: `(cast(x) - zero) * scale` with a constant `x` of 4, 8 or 16 bits, in panels as narrow as
 //! in the model.
 //!
 //! A product of a few rows reads the panels themselves and makes numbers of them in registers: what it costs is what is read
@@ -30,6 +30,20 @@ pub(super) struct Weights {
 impl Weights {
     /// The right operand `id` of a contraction over axis `k_axis` of extent `k`, as packed weights.
     pub(super) fn of(region: &Region, id: ExprId, k_axis: usize, k: &Dim) -> Option<Weights> {
+        Weights::along(region, id, (k_axis, k_axis + 1), usize::try_from(k.as_const()?).ok()?)
+    }
+
+    /// The filters `id` of a convolution, of this shape (outputs, channels, window), as packed weights: blocks are of channels, and
+    /// each tap may have its own.
+    pub(super) fn of_filters(region: &Region, id: ExprId, shape: &[usize]) -> Option<Weights> {
+        let channels = shape[1];
+        let weights = Weights::along(region, id, (1, shape.len()), channels)?;
+        let pairs = weights.cells == Cells::Whole || channels.is_multiple_of(2);
+        pairs.then(|| Weights { block: Some(weights.block.unwrap_or(channels)), ..weights })
+    }
+
+    /// Packed weights over so many axes, one of which is contracted and has extent `n`.
+    fn along(region: &Region, id: ExprId, (axis, axes): (usize, usize), n: usize) -> Option<Weights> {
         let part = |id: ExprId, f: ScalarFn| match region.expr(id) {
             Expr::Call(g, xs) if *g == f => (xs[0], Some(xs[1])),
             _ => (id, None),
@@ -43,14 +57,13 @@ impl Weights {
             return None;
         }
         let Expr::Load { arg, index, guard: None } = region.expr(*x) else { return None };
-        let at = flat::linear(&flat::offset(index, &region.args[*arg as usize].shape), k_axis + 1)?;
+        let at = flat::linear(&flat::offset(index, &region.args[*arg as usize].shape), axes)?;
         let cells = if dtype.bits() == 4 { Cells::Nibbles } else { Cells::Whole };
         let env = Env::with_bufs(region, vec![], vec![]);
         let varies = |tile: Option<i64>| {
-            let test = |d: &Dim| env.lanes_along(d, k_axis, tile) != Lanes::Step(0);
+            let test = |d: &Dim| env.lanes_along(d, axis, tile) != Lanes::Step(0);
             [zero, scale].into_iter().flatten().any(|e| flat::any_index(region, e, &test))
         };
-        let n = usize::try_from(k.as_const()?).ok()?;
         let block = match varies(None) {
             false => None,
             // Nibbles of two steps share a byte.

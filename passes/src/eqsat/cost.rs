@@ -58,6 +58,8 @@ pub struct Costs {
     pub fold_ns: f64,
     /// Rows of a matrix product up to which packed weights pay: beyond, the arithmetic hides what they save.
     pub packed_rows: i64,
+    /// Pixels of a convolution with windows up to which packed weights pay.
+    pub packed_pixels: i64,
     /// Following one edge of a decision tree: it waits for the one before.
     pub edge_ns: f64,
     /// Value of a size symbol when nothing better is known.
@@ -100,6 +102,7 @@ pub const CPU: Costs = Costs {
     fold_ns: 8.0,
     edge_ns: 2.1,
     packed_rows: 4096,
+    packed_pixels: 4,
     nominal_size: 64,
     measured: None,
 };
@@ -142,6 +145,7 @@ pub const GPU: Costs = Costs {
     fold_ns: 0.02,
     edge_ns: 0.02,
     packed_rows: 16,
+    packed_pixels: 0,
     nominal_size: 64,
     measured: None,
 };

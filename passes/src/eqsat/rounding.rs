@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Ctx, PassError, fuse::Cluster};
 use egg::Id;
-use pavage_ir::{Graph, NodeId, NodeKind, Value, text};
+use pavage_ir::{Graph, NodeId, NodeKind, Op, Value, text};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Plans of one part at most.
@@ -218,6 +218,9 @@ fn splice(whole: &mut Graph, part: &mut templates::Part, variant: &Variant) -> R
     }
     let covered = variant.covers.iter().filter_map(|v| part.inner(*v));
     let source: Vec<String> = covered.flat_map(|v| part.graph[v.node].source.clone()).collect();
+    // What brings the operand onto its grid is work of whoever computes it.
+    let operands = part.graph.op(operand.node).map_or(&source, |_| &part.graph[operand.node].source).clone();
+    let early = before_product(&variant.graph);
     let mut values: BTreeMap<Value, Value> = BTreeMap::new();
     for id in variant.graph.schedule() {
         let v = match &variant.graph[id].kind {
@@ -230,9 +233,9 @@ fn splice(whole: &mut Graph, part: &mut templates::Part, variant: &Variant) -> R
             }
             NodeKind::Const(t) => part.constant(whole.constant(t.clone()), t.ty()),
             NodeKind::Op(op, _) => {
-                let operands: Vec<Value> = variant.graph.operands(id).iter().map(|o| values[o]).collect();
-                let new = part.graph.add(op.clone(), &operands).map_err(|source| PassError::IllTyped { pass: "rounding", source })?;
-                part.graph.set_source(new.node, source.clone());
+                let inner: Vec<Value> = variant.graph.operands(id).iter().map(|o| values[o]).collect();
+                let new = part.graph.add(op.clone(), &inner).map_err(|source| PassError::IllTyped { pass: "rounding", source })?;
+                part.graph.set_source(new.node, if early.contains(&id) { operands.clone() } else { source.clone() });
                 new
             }
         };
@@ -241,6 +244,23 @@ fn splice(whole: &mut Graph, part: &mut templates::Part, variant: &Variant) -> R
     let by = values[&variant.graph.outputs[0].value];
     part.graph.output(format!("round{}", part.graph.outputs.len()), by);
     Ok(Some((value, by)))
+}
+
+/// The nodes of a variant that make of its input what its product reads, with the numbers that they read themselves.
+fn before_product(graph: &Graph) -> BTreeSet<NodeId> {
+    let product = |id: NodeId| matches!(graph.op(id), Some(Op::Conv { .. } | Op::MatMul { .. }));
+    let mut early: BTreeSet<NodeId> = graph.inputs().iter().copied().collect();
+    for id in graph.schedule() {
+        if !product(id) && graph.operands(id).iter().any(|o| early.contains(&o.node)) {
+            early.insert(id);
+        }
+    }
+    for id in graph.schedule().into_iter().rev() {
+        if graph.users(id.into()).iter().any(|(user, _)| early.contains(user)) {
+            early.insert(id);
+        }
+    }
+    early
 }
 
 /// The kernels of a part, variants among them.

@@ -169,7 +169,7 @@ fn variant(graph: &Graph, v: Value, w: &Tensor, precision: Precision, storage: S
     }
     let grid = |bits: usize, group: Option<usize>| {
         // A group that does not divide the channel gives way to the whole of it.
-        let group = storage.group.or(group).filter(|g| products.is_multiple_of(*g));
+        let group = storage.group.or(group).filter(|g| w.shape()[axis].is_multiple_of(*g));
         quantise::weights(w, axis, Grid { bits, group, symmetry: storage.symmetry })
     };
     match precision {
