@@ -161,6 +161,9 @@ struct Rows<'r> {
 /// What happens at a point of a row: gets carried values, a mask of the lanes that exist, which set; gives the next ones.
 type Visit<'a, 'r> = &'a mut dyn FnMut(&mut Builder, &mut Env<'r>, &mut Point, &[Val], Option<Val>, usize) -> Vec<Val>;
 
+/// A point of a row that a GPU thread keeps what it computes of, and whether it exists where that is not sure.
+type Held = (Point, Option<Val>);
+
 impl<'r> Rows<'r> {
     fn first(&self) -> usize {
         self.region.space.len()
@@ -456,7 +459,7 @@ impl<'r> Rows<'r> {
 
     /// The points of a row that are this thread's, `me`, `me + threads`, ..., where they are so few that what is computed at each stays in
     /// registers from one stage to the next. With the last may come whether it exists; it stands at the end of the row if not.
-    fn held(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, me: Val, threads: i64) -> Option<Vec<(Point, Option<Val>)>> {
+    fn held(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, me: Val, threads: i64) -> Option<Vec<Held>> {
         let total = self.axes.iter().cloned().product::<Dim>().as_const().filter(|n| (1..=HELD * threads).contains(n))?;
         let points = (0..(total + threads - 1) / threads).map(|k| {
             let mut i = b.add_i(me, k * threads);
@@ -484,7 +487,7 @@ impl<'r> Rows<'r> {
         &self,
         b: &mut Builder,
         env: &mut Env<'r>,
-        (p, held): (&Point, Option<&mut [(Point, Option<Val>)]>),
+        (p, held): (&Point, Option<&mut [Held]>),
         (me, threads): (Val, i64),
         init: &[Val],
         visit: Visit<'_, 'r>,

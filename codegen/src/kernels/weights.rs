@@ -67,7 +67,7 @@ impl Weights {
         let block = match varies(None) {
             false => None,
             // Nibbles of two steps share a byte.
-            true => Some((2..=n / 2).rev().find(|b| n % b == 0 && (cells == Cells::Whole || b % 2 == 0) && !varies(Some(*b as i64)))?),
+            true => Some((2..=n / 2).rev().find(|b| n.is_multiple_of(*b) && (cells == Cells::Whole || b % 2 == 0) && !varies(Some(*b as i64)))?),
         };
         Some(Weights { arg: *arg as usize, at, signed: dtype.is_int() && dtype.int_range().0 < 0, cells, zero, scale, block })
     }
