@@ -248,27 +248,57 @@ fn absorb_siblings(s: &Saturated, state: &State, args: &[Id]) -> Vec<State> {
 /// Absorb pointwise arguments that only this kernel uses, or that cost nothing, for as long as that is legal. `None` if the
 /// state is not legal as it stands.
 fn settle(s: &Saturated, root: Id, mut state: State, costs: &Costs, known: &mut Known) -> Option<(State, Rc<Legal>)> {
+    if let Some(found) = settle_at_once(s, root, &state, costs, known) {
+        return Some(found);
+    }
     let mut kernel = known.legal(s, root, &state)?;
     loop {
-        // Beside a contraction, what is made of a folded row is no trifle: the kernel that folds it can finish it once a row.
-        let contracts = |t: &Term| matches!(&t.head, Head::Op(Op::MatMul { .. } | Op::Conv { .. }));
-        let in_epilogue = state.values().any(contracts) || kernel.args.iter().any(|a| s.egraph[*a].nodes.iter().any(contracts));
-        let is_trifle = |arg: Id| is_trifle(s, root, arg, costs) && !(in_epilogue && is_folded_row(s, arg));
-        let grown = kernel.args.iter().find_map(|&arg| {
-            let class = &s.egraph[arg];
-            let pointwise =
-                class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
-            if !pointwise || !(used_once(s, arg) || is_trifle(arg)) || belongs_to_heart(s, root, arg, costs) {
-                return None;
-            }
-            let next = absorb(s, &state, arg).pop()?;
-            known.legal(s, root, &next).map(|kernel| (next, kernel))
-        });
+        let grown = next_pointwise(s, root, &state, &kernel.args, costs).find_map(|next| known.legal(s, root, &next).map(|kernel| (next, kernel)));
         match grown {
             Some((next, of_next)) => (state, kernel) = (next, of_next),
             None => return Some((state, kernel)),
         }
     }
+}
+
+/// [`settle`] where nothing fixes the loops: what may be absorbed does not depend on how the kernel is formed, and where the whole is
+/// legal, so is every step to it.
+fn settle_at_once(s: &Saturated, root: Id, state: &State, costs: &Costs, known: &mut Known) -> Option<(State, Rc<Legal>)> {
+    let plain = |t: &Term| matches!(&t.head, Head::Op(op) if matches!(op, Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. }) || form::is_view(op));
+    if !state.values().all(plain) {
+        return None;
+    }
+    let mut state = state.clone();
+    loop {
+        let args = read_by(&close(s, root, &state, Views::All)?);
+        let Some(next) = next_pointwise(s, root, &state, &args, costs).next() else { break };
+        state = next;
+    }
+    known.legal(s, root, &state).map(|kernel| (state, kernel))
+}
+
+/// The states that absorb a pointwise argument which only this kernel uses, or which costs nothing.
+fn next_pointwise<'a>(s: &'a Saturated, root: Id, state: &'a State, args: &'a [Id], costs: &'a Costs) -> impl Iterator<Item = State> + 'a {
+    // Beside a contraction, what is made of a folded row is no trifle: the kernel that folds it can finish it once a row.
+    let contracts = |t: &Term| matches!(&t.head, Head::Op(Op::MatMul { .. } | Op::Conv { .. }));
+    let in_epilogue = state.values().any(contracts) || args.iter().any(|a| s.egraph[*a].nodes.iter().any(contracts));
+    let is_trifle = move |arg: Id| is_trifle(s, root, arg, costs) && !(in_epilogue && is_folded_row(s, arg));
+    args.iter().filter_map(move |&arg| {
+        let class = &s.egraph[arg];
+        let pointwise =
+            class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
+        if !pointwise || !(used_once(s, arg) || is_trifle(arg)) || belongs_to_heart(s, root, arg, costs) {
+            return None;
+        }
+        absorb(s, state, arg).pop()
+    })
+}
+
+/// Classes that the terms of a kernel read: sorted, distinct.
+fn read_by(members: &[(Id, Term)]) -> Vec<Id> {
+    let inside: BTreeSet<Id> = members.iter().map(|(id, _)| *id).collect();
+    let read: BTreeSet<Id> = members.iter().flat_map(|(_, t)| &t.args).copied().filter(|a| !inside.contains(a)).collect();
+    read.into_iter().collect()
 }
 
 /// Whether `arg` is computed for next to nothing wherever `root` is: far fewer elements, by cheap functions.
