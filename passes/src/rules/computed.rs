@@ -1,5 +1,5 @@
 //! Rules whose right-hand side is computed: views compose, and pointwise ops pass through what only repeats or moves.
-use super::{groups, norms};
+use super::{groups, layouts, norms};
 use crate::eqsat::{Facts, Head, Term};
 use egg::{EGraph, Id};
 use pavage_ir::{DType, Dim, Op, Real, ScalarFn, attr::ReduceFn};
@@ -41,6 +41,8 @@ pub const RULES: &[Computed] = &[
     Computed { name: "grouped-attention", apply: groups::grouped_attention },
     Computed { name: "grouped-queries", apply: super::decode::grouped_queries },
     Computed { name: "split-keys", apply: super::decode::split_keys },
+    Computed { name: "pixels-as-columns", apply: layouts::pixels_as_columns },
+    Computed { name: "transpose-of-ones", apply: layouts::transpose_of_ones },
     Computed { name: "row-scale", apply: norms::row_scale },
     Computed { name: "row-first", apply: norms::row_first },
     Computed { name: "factor-into-weights", apply: norms::factor },

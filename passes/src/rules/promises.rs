@@ -52,6 +52,8 @@ const COMPUTED: &[(&str, Class)] = &[
     ("grouped-attention", Class::Exact),
     ("grouped-queries", Class::Exact),
     ("split-keys", Class::Real),
+    ("pixels-as-columns", Class::Real),
+    ("transpose-of-ones", Class::Exact),
     ("row-scale", given(Promise::Real, "the factor is one number a row")),
     ("row-first", given(Promise::Real, "the factor is one number a row")),
     ("factor-into-weights", given(Promise::Real, "factors and weights are constants")),
