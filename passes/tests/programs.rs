@@ -255,6 +255,15 @@ fn sums_are_not_split_where_that_gains_nothing() {
 }
 
 #[test]
+fn attention_reads_shared_keys_where_they_lie_on_a_wide_device() {
+    for case in ["grouped_attention", "grouped_attention_2", "grouped_attention_3"] {
+        let [cpu, gpu] = planted(case);
+        assert_eq!(gpu, ["attention"], "{case}");
+        assert!(!cpu.iter().any(|k| k.contains("broadcast")), "{case}: {cpu:?}");
+    }
+}
+
+#[test]
 fn attention_of_few_queries_is_split_over_the_keys_on_a_wide_device() {
     for case in ["decode", "decode_2", "decode_3"] {
         let [cpu, gpu] = planted(case);
