@@ -285,8 +285,7 @@ fn next_pointwise<'a>(s: &'a Saturated, root: Id, state: &'a State, args: &'a [I
     let is_trifle = move |arg: Id| is_trifle(s, root, arg, costs) && !(in_epilogue && is_folded_row(s, arg));
     args.iter().filter_map(move |&arg| {
         let class = &s.egraph[arg];
-        let pointwise =
-            class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
+        let pointwise = class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
         if !pointwise || !(used_once(s, arg) || is_trifle(arg)) || belongs_to_heart(s, root, arg, costs) {
             return None;
         }

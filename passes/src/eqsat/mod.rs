@@ -251,6 +251,7 @@ fn saturate_rounding(
         sources.entry(s.egraph.find(*id)).or_default().extend(names.iter().cloned());
     }
     s.sources = sources;
+    s.name_what_rules_made();
     Ok(s)
 }
 
@@ -410,6 +411,24 @@ impl Saturated {
         let Some(new) = self.add(build, made) else { return };
         if self.egraph.union_trusted(left, new, made.0.clone()) || self.egraph.total_size() != before {
             self.fired.insert(made.0.clone());
+        }
+    }
+
+    /// What a rule made on the way to a class does the work of the nodes that the class stands for.
+    fn name_what_rules_made(&mut self) {
+        loop {
+            let mut named: BTreeMap<Id, BTreeSet<String>> = BTreeMap::new();
+            for (term, (_, on)) in &self.made_by {
+                let class = |t: &Term| self.egraph.lookup(Term { head: t.head.clone(), args: t.args.iter().map(|a| self.egraph.find(*a)).collect() });
+                let (Some(made), Some(from)) = (class(term), class(on)) else { continue };
+                if let (None, Some(names)) = (self.sources.get(&made), self.sources.get(&from)) {
+                    named.entry(made).or_default().extend(names.iter().cloned());
+                }
+            }
+            if named.is_empty() {
+                return;
+            }
+            self.sources.extend(named.into_iter().map(|(id, names)| (id, names.into_iter().collect())));
         }
     }
 

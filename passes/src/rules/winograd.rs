@@ -8,6 +8,9 @@ const TILES: [usize; 2] = [4, 2];
 /// With fewer channels on either side the transforms cost more than the products they save.
 const LEAST: i64 = 16;
 
+/// With fewer tiles the windows, of which there are four times as many elements, are read for too few products each.
+const LEAST_TILES: i64 = 8;
+
 /// `conv(x, w) = output(input(x) @ filter(w))`, a product for each element of a tile; the windows are constants, so that their
 /// transforms are made at compile time. On a CPU: a wide device would start three kernels in place of one that its matrix
 /// units run.
@@ -33,5 +36,9 @@ pub(super) fn winograd(e: &Egraph, term: &Term) -> Vec<Build> {
         let sums = Build::Op(Op::MatMul { out: DType::F32 }, vec![input, filter]);
         Build::Op(Op::WinogradOutput { m, shape: shape.clone() }, vec![sums])
     };
-    TILES.into_iter().map(tiled).collect()
+    let many = |m: &usize| {
+        let tiles = shape[0].clone() * shape[1].ceil_div(&Dim::from(*m)) * shape[2].ceil_div(&Dim::from(*m));
+        tiles.as_const().is_none_or(|n| n >= LEAST_TILES)
+    };
+    TILES.into_iter().filter(many).map(tiled).collect()
 }
