@@ -632,8 +632,8 @@ fn wrong_computed_rules_are_caught() {
     let lines: Vec<&str> = DECODE.lines().filter(|line| !repeats.iter().any(|r| line.starts_with(r))).collect();
     let decode = lines.join("\n").replace("[2,2,300,4]", "[2,4,300,4]").replace("[scale=1.0] %scaled, %kr, %vr", "[scale=0.5] %q, %k, %v");
     graphs.push(text::parse(&decode, &|_| None).unwrap());
-    let image = "graph @image(%x: f32[1,5,6,16], %w1: f32[16,16,3,3]) {
-  %0 = conv[strides=[1,1],dilations=[1,1],lo=[1,0],hi=[0,1],groups=1,layout=nhwc] %x, %w1 : f32[1,4,5,16]
+    let image = "graph @image(%x: f32[1,7,8,16], %w1: f32[16,16,3,3]) {
+  %0 = conv[strides=[1,1],dilations=[1,1],lo=[1,0],hi=[0,1],groups=1,layout=nhwc] %x, %w1 : f32[1,6,7,16]
   return %0 as \"y\"
 }";
     graphs.push(text::parse(image, &|_| None).unwrap());
