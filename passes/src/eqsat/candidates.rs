@@ -216,12 +216,12 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
     found
 }
 
-/// The states that come by something else at what this one reads as a view: as a view of another class, or from the heart that computes it.
+/// The states that read as a view of another class what this one reads as a view.
 fn other_ways(s: &Saturated, state: &State, members: &[(Id, Term)]) -> Vec<State> {
     let closed = members.iter().filter(|(id, _)| !state.contains_key(id) && s.egraph[*id].nodes.len() > 1);
     closed
         .flat_map(|(id, t)| {
-            let other = |next: &State| next.get(id).is_some_and(|o| o != t && matches!(&o.head, Head::Op(op) if form::is_view(op) || form::is_heart(op)));
+            let other = |next: &State| next.get(id).is_some_and(|o| o != t && matches!(&o.head, Head::Op(op) if form::is_view(op)));
             absorb(s, state, *id).into_iter().filter(other).collect::<Vec<_>>()
         })
         .collect()

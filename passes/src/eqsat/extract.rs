@@ -12,7 +12,7 @@ use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// States kept at one class.
-pub const MAX_STATES: usize = 16_384;
+pub const MAX_STATES: usize = 32_768;
 /// States at one class of the first, quick search, whose plan bounds the second.
 const GLIMPSE: usize = 64;
 

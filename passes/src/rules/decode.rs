@@ -21,6 +21,10 @@ const WIDEST: i64 = 256;
 /// `attention(q[.., h*g, s, e], repeat_g(k), repeat_g(v)) = reshape(attention(reshape(q)[.., h, g*s, e], k, v))`.
 pub(super) fn grouped_queries(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(attention @ Op::Attention { .. }) = op(term) else { return vec![] };
+    // One core has products with the groups as rows (`repeated-operand`).
+    if e.analysis.costs.units < 2.0 {
+        return vec![];
+    }
     let shape = |i: usize| &e[term.args[i]].data.ty.shape;
     let Some(axis) = shape(0).len().checked_sub(3) else { return vec![] };
     let mut result = shape(0).clone();

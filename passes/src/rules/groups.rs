@@ -4,11 +4,15 @@ use crate::eqsat::Term;
 use pavage_ir::{Dim, Op};
 
 /// Attention over heads whose keys and values are repeated along the last batch axis: heads become two axes, one that keys and values have
-/// and one along which they are the same, so that no kernel has to repeat them.
+/// and one along which they are the same, so that no kernel has to repeat them. For wide devices.
 /// `attention(q[.., h*g, m, d], repeat_g(k)[.., h*g, n, d], repeat_g(v), mask) = reshape(attention(reshape(q)[.., h, g, m, d],
 /// broadcast(k)[.., h, g, n, d], broadcast(v), reshape(mask)))`.
 pub(super) fn grouped_attention(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(Op::Attention { scale }) = op(term) else { return vec![] };
+    // One core has products with the groups as rows (`repeated-operand`).
+    if e.analysis.costs.units < 2.0 {
+        return vec![];
+    }
     let shape = |i: usize| e[term.args[i]].data.ty.shape.clone();
     let (q, v) = (shape(0), shape(2));
     let Some(head) = q.len().checked_sub(3) else { return vec![] };
