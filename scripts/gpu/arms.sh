@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Time the plans unfused, greedy and fused of every artifact of a folder on a GPU, in turn on the same data:
 #
-#   scripts/gpu/arms.sh DIR        DIR: arms (the program), NAME.pav.xz, NAME.npz, NAME.hollow.json (hollow.py)
+#   scripts/gpu/arms.sh DIR        DIR: what prepare_arms.py made
 #
 # Lines of JSON go to $OUT/arms.jsonl (default: DIR/out), a table to the terminal.
 set -u
