@@ -286,7 +286,9 @@ fn next_pointwise<'a>(s: &'a Saturated, root: Id, state: &'a State, args: &'a [I
     args.iter().filter_map(move |&arg| {
         let class = &s.egraph[arg];
         let pointwise = class.nodes.len() == 1 && class.nodes.iter().all(|t| matches!(&t.head, Head::Op(Op::Map(_) | Op::Cast { .. } | Op::BitCast { .. })));
-        if !pointwise || !(used_once(s, arg) || is_trifle(arg)) || belongs_to_heart(s, root, arg, costs) {
+        // What a convolution reads, it computes on the way only as a separable one: that is a choice.
+        let image = state.values().any(|t| matches!(t.head, Head::Op(Op::Conv { .. })) && t.args[0] == arg);
+        if !pointwise || image || !(used_once(s, arg) || is_trifle(arg)) || belongs_to_heart(s, root, arg, costs) {
             return None;
         }
         absorb(s, state, arg).pop()
