@@ -90,6 +90,12 @@ pub struct Window {
     pub layout: Layout,
 }
 
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "strides {:?} dilations {:?} pads {:?} {:?}", self.strides, self.dilations, self.lo, self.hi)
+    }
+}
+
 /// What fixes a region's loops.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Heart {
@@ -401,41 +407,16 @@ impl fmt::Display for Region {
                 }
             }
             Heart::Contract { k, lhs, rhs, acc } => writeln!(f, "  acc0 = contract over {k} of {lhs}, {rhs} in {acc}")?,
-            Heart::Conv { window, groups, x, input, w, weights, acc } => writeln!(
-                f,
-                "  acc0 = conv {x}[{}], {w}[{}] strides {:?} dilations {:?} pads {:?} {:?} groups {groups} {} in {acc}",
-                list(input),
-                list(weights),
-                window.strides,
-                window.dilations,
-                window.lo,
-                window.hi,
-                window.layout
-            )?,
+            Heart::Conv { window, groups, x, input, w, weights, acc } => {
+                writeln!(f, "  acc0 = conv {x}[{}], {w}[{}] {window} groups {groups} {} in {acc}", list(input), list(weights), window.layout)?
+            }
             Heart::Separable { window, x, input, w, weights, mid, point, filters, acc } => {
-                writeln!(
-                    f,
-                    "  acc1 = depthwise {x}[{}], {w}[{}] strides {:?} dilations {:?} pads {:?} {:?} {} in {acc}",
-                    list(input),
-                    list(weights),
-                    window.strides,
-                    window.dilations,
-                    window.lo,
-                    window.hi,
-                    window.layout
-                )?;
+                writeln!(f, "  acc1 = depthwise {x}[{}], {w}[{}] {window} {} in {acc}", list(input), list(weights), window.layout)?;
                 writeln!(f, "  acc0 = product {mid}, {point}[{}] in {acc}", list(filters))?;
             }
-            Heart::Pool { f: g, kernel, window, x, input } => writeln!(
-                f,
-                "  acc0 = pool {g} {x}[{}] kernel {kernel:?} strides {:?} dilations {:?} pads {:?} {:?} {}",
-                list(input),
-                window.strides,
-                window.dilations,
-                window.lo,
-                window.hi,
-                window.layout
-            )?,
+            Heart::Pool { f: g, kernel, window, x, input } => {
+                writeln!(f, "  acc0 = pool {g} {x}[{}] kernel {kernel:?} {window} {}", list(input), window.layout)?
+            }
             Heart::WinogradOutput { m, x, input } => writeln!(f, "  acc0 = winograd_output {m} {x}[{}]", list(input))?,
             Heart::Attention { q, k, v, mask, scale, keys, depth, part } => writeln!(
                 f,

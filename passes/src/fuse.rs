@@ -140,19 +140,14 @@ fn share_members(graph: &Graph, order: &Order, clusters: &mut [Option<Cluster>],
     let price = |f: &Formed| cost::predict(&f.region, costs);
     for here in 0..clusters.len() {
         let Some(small) = clusters[here].clone() else { continue };
-        // What comes after its last op but views is another name for its result.
-        let Some(root) = small.members.iter().copied().filter(|m| graph.op(*m).is_some_and(|op| !is_free(op))).max_by_key(|m| order.of(*m)) else { continue };
+        let Some(root) = small.formed.outputs.first().map(|v| v.node) else { continue };
         for &there in holders.get(&root).into_iter().flatten().filter(|j| **j != here) {
-            let within = |c: &Cluster| small.members.iter().all(|m| c.members.contains(m) || graph.op(*m).is_some_and(is_free));
-            let Some(large) = clusters[there].clone().filter(within) else { continue };
+            let Some(large) = clusters[there].clone().filter(|c| small.members.iter().all(|m| c.members.contains(m))) else { continue };
             if large.formed.args.iter().any(|v| comes_from(graph, order, v.node, root)) {
                 continue;
             }
             let outputs: Vec<Value> = large.formed.outputs.iter().chain(&small.formed.outputs).copied().collect();
-            let core: BTreeSet<NodeId> = large.members.iter().chain(&small.members).copied().collect();
-            let mut core: Vec<NodeId> = core.into_iter().collect();
-            core.sort_by_key(|n| order.of(*n));
-            let Ok((members, formed)) = assemble_exact(graph, order, &core, &outputs) else { continue };
+            let Ok((members, formed)) = assemble_exact(graph, order, &large.members, &outputs) else { continue };
             let apart = price(&small.formed) + price(&large.formed);
             if price(&formed) >= apart {
                 continue;

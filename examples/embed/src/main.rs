@@ -7,9 +7,10 @@
 //! The archive holds inputs as `in:NAME` and expected outputs as `out:NAME`. Printed is one line of JSON: the
 //! largest absolute error of each output, whether the largest element is in the right place, the median time of a run
 //! and of each launch.
+use embed::{read, values};
 use npyz::npz::NpzArchive;
-use pavage_runtime::{Artifact, DType, Device, Options, Tensor};
-use std::{collections::BTreeMap, error::Error, io::Read, time::Instant};
+use pavage_runtime::{Artifact, Device, Options, Tensor};
+use std::{collections::BTreeMap, error::Error, time::Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -79,29 +80,4 @@ fn ms(begun: Instant) -> f64 {
 
 fn top(values: &[f64]) -> usize {
     (0..values.len()).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap_or(0)
-}
-
-fn values(t: &Tensor) -> Result<Vec<f64>, Box<dyn Error>> {
-    Ok(match t.dtype() {
-        DType::F32 => t.as_slice::<f32>()?.iter().map(|v| f64::from(*v)).collect(),
-        DType::F16 => t.as_slice::<half::f16>()?.iter().map(|v| v.to_f64()).collect(),
-        DType::F64 => t.as_slice::<f64>()?.to_vec(),
-        DType::I64 => t.as_slice::<i64>()?.iter().map(|v| *v as f64).collect(),
-        DType::I32 => t.as_slice::<i32>()?.iter().map(|v| f64::from(*v)).collect(),
-        other => return Err(format!("outputs of dtype {other} are not compared").into()),
-    })
-}
-
-/// An array of the archive, in row-major order.
-fn read<R: Read + std::io::Seek>(archive: &mut NpzArchive<R>, name: &str) -> Result<Tensor, Box<dyn Error>> {
-    let file = archive.by_name(name)?.ok_or_else(|| format!("the archive has no `{name}`"))?;
-    let shape: Vec<usize> = file.shape().iter().map(|d| *d as usize).collect();
-    Ok(match file.dtype().descr().trim_matches('\'') {
-        "<f4" => Tensor::from_slice(&shape, &file.into_vec::<f32>()?)?,
-        "<f2" => Tensor::from_slice(&shape, &file.into_vec::<half::f16>()?)?,
-        "<f8" => Tensor::from_slice(&shape, &file.into_vec::<f64>()?)?,
-        "<i8" => Tensor::from_slice(&shape, &file.into_vec::<i64>()?)?,
-        "<i4" => Tensor::from_slice(&shape, &file.into_vec::<i32>()?)?,
-        other => return Err(format!("`{name}` has element type {other}, which this example does not read").into()),
-    })
 }

@@ -1,6 +1,9 @@
 //! Attention of few queries over many keys, as a decoder asks for it: what groups of queries share is read once, and parts of
 //! the keys run side by side where a wide device would stand still.
-use super::computed::{Build, Egraph, op, queries, repeats};
+use super::{
+    computed::{Build, Egraph, op, queries},
+    groups::{Shared, shared},
+};
 use crate::eqsat::Term;
 use pavage_ir::{Dim, Op, ScalarFn, attr::ReduceFn};
 
@@ -30,7 +33,7 @@ pub(super) fn grouped_queries(e: &Egraph, term: &Term) -> Vec<Build> {
     let mut result = shape(0).clone();
     result[axis + 2] = shape(2)[axis + 2].clone();
     let mut found = vec![];
-    for Shared { keys, values, heads, rows } in shared(e, term) {
+    for (Shared { keys, values, heads, .. }, rows) in shared_by_few(e, term) {
         let fold = |i: usize| {
             let folded = shape(i)[..axis].iter().cloned().chain([heads.clone(), rows.clone(), shape(i)[axis + 2].clone()]).collect();
             Build::Op(Op::Reshape { shape: folded }, vec![Build::Class(term.args[i])])
@@ -42,30 +45,12 @@ pub(super) fn grouped_queries(e: &Egraph, term: &Term) -> Vec<Build> {
     found
 }
 
-/// Keys and values that queries of several batch entries share.
-struct Shared {
-    keys: Build,
-    values: Build,
-    /// Extent of the last batch axis without repetitions.
-    heads: Dim,
-    /// Queries that share them.
-    rows: Dim,
-}
-
-/// What an attention repeats along the last batch axis, for few queries.
-fn shared(e: &Egraph, attention: &Term) -> Vec<Shared> {
+/// What an attention repeats along the last batch axis, for few queries: each with the queries that share it.
+fn shared_by_few(e: &Egraph, attention: &Term) -> Vec<(Shared, Dim)> {
     let shape = &e[attention.args[0]].data.ty.shape;
-    let Some(axis) = shape.len().checked_sub(3) else { return vec![] };
-    let values = repeats(e, attention.args[2], axis);
-    let mut found = vec![];
-    for (keys, heads, times) in repeats(e, attention.args[1], axis) {
-        let Some((values, ..)) = values.iter().find(|(_, h, t)| *h == heads && *t == times) else { continue };
-        let rows = times * shape[axis + 1].clone();
-        if rows.as_const().is_some_and(|n| n <= FEW) {
-            found.push(Shared { keys, values: values.clone(), heads, rows });
-        }
-    }
-    found
+    let queries = |s: &Shared| s.times.clone() * shape[shape.len() - 2].clone();
+    let all = shared(e, attention).into_iter().map(|s| (queries(&s), s));
+    all.filter(|(rows, _)| rows.as_const().is_some_and(|n| n <= FEW)).map(|(rows, s)| (s, rows)).collect()
 }
 
 /// `softmax(s) v = sum_p exp(m_p - m) (exp(s_p - m_p) v_p) / sum_p exp(m_p - m) sum(exp(s_p - m_p))` over parts of the keys with maxima
@@ -81,7 +66,7 @@ pub(super) fn split_keys(e: &Egraph, term: &Term) -> Vec<Build> {
         return vec![];
     }
     // Other ways to write the scale are equal to the one that has all of it, and where queries share keys there is a better one.
-    if [0, 1].iter().any(|i| queries(e, term.args[*i]).len() > 1) || !shared(e, term).is_empty() {
+    if [0, 1].iter().any(|i| queries(e, term.args[*i]).len() > 1) || !shared_by_few(e, term).is_empty() {
         return vec![];
     }
     let units = e.analysis.costs.units as i64;

@@ -8,8 +8,9 @@
 //! host's clock from the call to the end of the last kernel. Printed is one line of JSON with, for each plan, its launches, the
 //! median and least time of a run, the sum and the median of each launch's own time, and the largest difference of
 //! its outputs to those of the first plan, relative to the largest element there.
+use embed::{read, values};
 use npyz::npz::NpzArchive;
-use pavage_runtime::{Artifact, DType, Device, DeviceBuffer, Options, Session, Tensor, Value};
+use pavage_runtime::{Artifact, Device, DeviceBuffer, Options, Session, Tensor, Value};
 use std::{error::Error, time::Instant};
 
 struct Arm {
@@ -51,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut first, mut reports) = (vec![], vec![]);
     for arm in &mut arms {
         let mut outputs = arm.session.run(&feed)?;
-        let values = outputs.iter().map(|(_, t)| floats(t)).collect::<Result<Vec<_>, _>>()?;
+        let values = outputs.iter().map(|(_, t)| values(t)).collect::<Result<Vec<_>, _>>()?;
         if first.is_empty() {
             first.clone_from(&values);
         }
@@ -107,26 +108,4 @@ fn difference(a: &[f64], b: &[f64]) -> f64 {
         _ => f64::INFINITY,
     };
     a.iter().zip(b).map(of).fold(if a.len() == b.len() { 0.0 } else { f64::INFINITY }, f64::max)
-}
-
-fn floats(t: &Tensor) -> Result<Vec<f64>, pavage_runtime::Error> {
-    Ok(match t.dtype() {
-        DType::F32 => t.as_slice::<f32>()?.iter().map(|v| f64::from(*v)).collect(),
-        DType::F16 => t.as_slice::<half::f16>()?.iter().map(|v| v.to_f64()).collect(),
-        DType::I64 => t.as_slice::<i64>()?.iter().map(|v| *v as f64).collect(),
-        _ => t.bytes().iter().map(|v| f64::from(*v)).collect(),
-    })
-}
-
-/// An array of the archive, in row-major order.
-fn read<R: std::io::Read + std::io::Seek>(archive: &mut NpzArchive<R>, name: &str) -> Result<Tensor, Box<dyn Error>> {
-    let file = archive.by_name(name)?.ok_or_else(|| format!("the archive has no `{name}`"))?;
-    let shape: Vec<usize> = file.shape().iter().map(|d| *d as usize).collect();
-    Ok(match file.dtype().descr().trim_matches('\'') {
-        "<f4" => Tensor::from_slice(&shape, &file.into_vec::<f32>()?)?,
-        "<f2" => Tensor::from_slice(&shape, &file.into_vec::<half::f16>()?)?,
-        "<i8" => Tensor::from_slice(&shape, &file.into_vec::<i64>()?)?,
-        "<i4" => Tensor::from_slice(&shape, &file.into_vec::<i32>()?)?,
-        other => return Err(format!("`{name}` has element type {other}, which this example does not read").into()),
-    })
 }
