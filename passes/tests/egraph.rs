@@ -4,6 +4,7 @@
 //! rules together on the graphs of `tests/cases/optimize`, with their run-time sizes small.
 use pavage_ir::{
     Binding, DType, Dim, Graph, NodeKind, Op, Scalar, ScalarFn, Tensor, TensorType, Value,
+    attr::ReduceFn,
     dim::Atom,
     eval,
     op::{EvalArgs, TypeArgs},
@@ -369,6 +370,21 @@ const PRODUCT: Op = Op::MatMul { out: DType::F32 };
 /// Mistakes that rules could have: each is right for some graphs and types.
 const WRONG: &[Computed] = &[
     Computed {
+        name: "functions-mixed",
+        apply: |e, t| {
+            let Some(Op::Reduce { axes, .. }) = op(t) else { return vec![] };
+            let inner = e[t.args[0]].nodes.iter().find_map(|n| match op(n) {
+                Some(Op::Reduce { f, axes: first }) if first != axes => Some((f, first, n.args[0])),
+                _ => None,
+            });
+            let both = |(f, first, x): (&ReduceFn, &Vec<usize>, _)| {
+                let all: BTreeSet<usize> = axes.iter().chain(first).copied().collect();
+                Build::Op(Op::Reduce { f: *f, axes: all.into_iter().collect() }, vec![Build::Class(x)])
+            };
+            inner.map(both).into_iter().collect()
+        },
+    },
+    Computed {
         name: "windows-turned",
         apply: |e, t| {
             let Some(Op::Conv { .. }) = op(t) else { return vec![] };
@@ -627,6 +643,12 @@ fn wrong_computed_rules_are_caught() {
   return %1 as \"y\"
 }";
     graphs.push(text::parse(turned, &|_| None).unwrap());
+    let reduced = "graph @reduced(%x: f32[3,4,5]) {
+  %0 = reduce[f=sum,axes=[2]] %x : f32[3,4,1]
+  %1 = reduce[f=max,axes=[1]] %0 : f32[3,1,1]
+  return %1 as \"y\"
+}";
+    graphs.push(text::parse(reduced, &|_| None).unwrap());
     // As other rules leave it: the scale in the op, nothing repeated.
     let repeats = ["  %k1 =", "  %kb =", "  %kr =", "  %v1 =", "  %vb =", "  %vr ="];
     let lines: Vec<&str> = DECODE.lines().filter(|line| !repeats.iter().any(|r| line.starts_with(r))).collect();

@@ -346,6 +346,36 @@ fn norms_join_what_they_norm() {
     }
 }
 
+#[test]
+fn quantised_islands_are_integer_kernels_on_a_cpu() {
+    for (case, kernels) in [
+        ("qdq", ["div_round_cast", "matmul_cast_mul_round"]),
+        ("qdq_2", ["mul_round_add_cast", "matmul_add_cast_mul"]),
+        ("qdq_3", ["transpose", "conv_add_cast_fma"]),
+    ] {
+        let [cpu, _] = planted(case);
+        assert_eq!(cpu, kernels, "{case}");
+    }
+}
+
+#[test]
+fn weights_stay_packed_in_the_product_that_reads_them() {
+    for case in ["packed", "packed_2", "packed_3"] {
+        for kernels in planted(case) {
+            assert_eq!(kernels, ["dequant_matmul"], "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_sum_of_what_was_mapped_and_a_map_of_the_sum_are_one_pass() {
+    for case in ["one_pass", "one_pass_2", "one_pass_3"] {
+        for kernels in planted(case) {
+            assert_eq!(kernels.len(), 1, "{case}: {kernels:?}");
+        }
+    }
+}
+
 /// Kernels of the fused program.
 fn planned(source: &str, costs: cost::Costs) -> Vec<String> {
     let graph = text::parse(source, &|_| None).unwrap();

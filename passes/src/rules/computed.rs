@@ -3,6 +3,7 @@ use super::{groups, layouts, norms};
 use crate::eqsat::{Facts, Head, Term};
 use egg::{EGraph, Id};
 use pavage_ir::{DType, Dim, Op, Real, ScalarFn, attr::ReduceFn};
+use std::collections::BTreeSet;
 
 /// The e-graph these rules run on.
 pub type Egraph = EGraph<Term, Facts>;
@@ -31,6 +32,7 @@ pub const RULES: &[Computed] = &[
     Computed { name: "reshape-reshape", apply: reshape_reshape },
     Computed { name: "broadcast-broadcast", apply: broadcast_broadcast },
     Computed { name: "view-nothing", apply: view_nothing },
+    Computed { name: "reduce-reduce", apply: reduce_reduce },
     Computed { name: "map-of-broadcasts", apply: map_of_broadcasts },
     Computed { name: "neutral-element", apply: neutral },
     Computed { name: "saturating-cast", apply: saturating_cast },
@@ -98,6 +100,20 @@ fn view_nothing(e: &Egraph, term: &Term) -> Vec<Build> {
         _ => false,
     };
     if nothing { vec![Build::Class(term.args[0])] } else { vec![] }
+}
+
+/// `reduce[p](reduce[q](x)) = reduce[p, q](x)` of one function: one pass over x, which may keep it for what follows.
+fn reduce_reduce(e: &Egraph, term: &Term) -> Vec<Build> {
+    let Some(Op::Reduce { f, axes }) = op(term) else { return vec![] };
+    let inner = nodes(e, term.args[0]).filter_map(|n| match op(n) {
+        Some(Op::Reduce { f: g, axes }) if f == g => Some((axes, n.args[0])),
+        _ => None,
+    });
+    let joined = inner.map(|(first, x)| {
+        let all: BTreeSet<usize> = axes.iter().chain(first).copied().collect();
+        Build::Op(Op::Reduce { f: *f, axes: all.into_iter().collect() }, vec![Build::Class(x)])
+    });
+    joined.collect()
 }
 
 /// `f(broadcast(x), broadcast(y)) = broadcast(f(x, y))` where x and y have one shape: computed once, repeated after.

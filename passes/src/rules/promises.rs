@@ -42,6 +42,7 @@ const COMPUTED: &[(&str, Class)] = &[
     ("reshape-reshape", Class::Exact),
     ("broadcast-broadcast", Class::Exact),
     ("view-nothing", Class::Exact),
+    ("reduce-reduce", Class::Real),
     ("map-of-broadcasts", Class::Exact),
     ("neutral-element", given(Promise::Exact, "all elements of the other operand are neutral")),
     ("saturating-cast", given(Promise::Exact, "the integers do not reach beyond the bound")),
