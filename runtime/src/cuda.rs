@@ -3,6 +3,7 @@
 mod arch;
 mod driver;
 mod kernels;
+mod timer;
 
 use crate::artifact::Artifact;
 use crate::backend::{Backend, Block, Launch, LaunchShape, Replay};
@@ -15,6 +16,7 @@ use driver::{Context, DeviceMemory, check};
 use kernels::Kernels;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use timer::Timer;
 
 /// So many recorded graphs are kept.
 const MAX_GRAPHS: usize = 8;
@@ -76,12 +78,6 @@ struct Output {
 }
 
 struct Stream(sys::CUstream, Arc<Context>);
-
-struct Timer {
-    start: sys::CUevent,
-    end: sys::CUevent,
-    context: Arc<Context>,
-}
 
 // SAFETY: driver handles may be used from any thread that makes the context current, which `begin`
 // and every `drop` do; a session is used by one thread at a time.
@@ -338,26 +334,14 @@ impl Backend for Cuda {
     }
 
     fn launch_timed(&mut self, launch: &Launch, args: &[u64]) -> Result<f64, Error> {
-        if self.timer.is_none() {
-            self.timer = Some(Timer::new(&self.context)?);
-        }
-        let Some(Timer { start, end, .. }) = self.timer else { return Ok(0.0) };
-        let (stream, context) = (self.stream.0, self.context.clone());
-        let record = |event| {
-            // SAFETY: our events, our stream.
-            check(&context, "timing", unsafe { sys::cuEventRecord(event, stream) })
+        let LaunchShape::Gpu(shape) = &launch.shape else {
+            return Err(Error::Plan("a CPU launch on a GPU".into()));
         };
-        record(start)?;
-        self.launch(launch, args)?;
-        record(end)?;
-        let mut ms = 0f32;
-        // SAFETY: both events are recorded; `ms` is written by the call.
-        let timed = unsafe {
-            check(&self.context, "timing", sys::cuEventSynchronize(end))?;
-            sys::cuEventElapsedTime(&mut ms, start, end)
+        let timer = match &mut self.timer {
+            Some(timer) => timer,
+            none => none.insert(Timer::new(&self.context)?),
         };
-        check(&self.context, "timing", timed)?;
-        Ok(f64::from(ms) * 1e6)
+        timer.time(self.stream.0, launch.kernel, || self.kernels.launch(&self.context, self.stream.0, launch, shape, args))
     }
 
     fn record(&mut self, key: u64) -> Result<Replay, Error> {
@@ -450,29 +434,6 @@ impl Backend for Cuda {
             shape: tensor.shape().to_vec(),
             _owner: Some(Box::new(memory)),
         })
-    }
-}
-
-impl Timer {
-    fn new(context: &Arc<Context>) -> Result<Timer, Error> {
-        let mut timer = Timer { start: std::ptr::null_mut(), end: std::ptr::null_mut(), context: context.clone() };
-        for event in [&mut timer.start, &mut timer.end] {
-            // SAFETY: the context is current; `event` is written by the call.
-            check(context, "creating an event", unsafe { sys::cuEventCreate(event, 0) })?;
-        }
-        Ok(timer)
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        self.context.make_current().ok();
-        for event in [self.start, self.end] {
-            if !event.is_null() {
-                // SAFETY: made by `new`, destroyed once.
-                unsafe { sys::cuEventDestroy_v2(event) };
-            }
-        }
     }
 }
 

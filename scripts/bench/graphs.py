@@ -10,7 +10,8 @@ float32, as PyTorch does.
 
 bert_base (12 layers, 128 tokens), resnet50, mobilenetv3 (large), vit_b16 (12 layers, 197 tokens) have the widths and depths of
 the models they are named after; embeddings are cut to 1,000 rows. The Llama-shaped decoder has 4 layers of width 1024 (16 heads, 4 of keys
-and values, 2816 wide inside, vocabulary 4096), so that a CPU runs it: llama_decode reads 511 cached positions.
+and values, 2816 wide inside, vocabulary 4096), so that a CPU runs it: llama_decode reads 511 cached positions. deep is BERT of 110 narrow layers,
+more than 5,000 nodes: what planning takes.
 """
 import pathlib
 import sys
@@ -147,8 +148,8 @@ def encoder(b, x, layers, tokens, width, heads, norm, mask=None):
     return x
 
 
-def bert_base(half, tokens=128, layers=12, width=768, heads=12):
-    b = Builder("bert_base", half)
+def bert_base(half, tokens=128, layers=12, width=768, heads=12, name="bert_base"):
+    b = Builder(name, half)
     ids, keep = b.input("input_ids", [1, tokens], I64), b.input("attention_mask", [1, tokens], I64)
     kind = b.input("token_type_ids", [1, tokens], I64)
     word = b.op("Gather", b.weight("words", 1000, width, fan_in=1), ids)
@@ -295,6 +296,7 @@ MODELS = {
     "vit_b16": vit_b16,
     "llama_decode": lambda half: llama("llama_decode", True, half),
     "llama_prefill": lambda half: llama("llama_prefill", False, half),
+    "deep": lambda half: bert_base(half, tokens=32, layers=110, width=64, heads=2, name="deep"),
 }
 # A case, its model, its sizes.
 CASES = {
@@ -306,6 +308,7 @@ CASES = {
     "llama_decode_b16": ("llama_decode", {"batch": 16, "past": PAST}),
     "llama_prefill_512": ("llama_prefill", {"batch": 1, "tokens": 512}),
     "llama_prefill_2048": ("llama_prefill", {"batch": 1, "tokens": 2048}),
+    "deep": ("deep", {}),
 }
 
 

@@ -1,21 +1,39 @@
 #!/usr/bin/env bash
-# Time the plans unfused, greedy and fused of every artifact of a folder on a GPU, in turn on the same data:
+# Time the plans unfused, greedy and fused of every artifact of a folder on a GPU, in turn on the same data, hold each kernel's
+# predicted time against the measured one, and tune some models:
 #
-#   scripts/gpu/arms.sh DIR        DIR: what prepare_arms.py made
+#   scripts/gpu/arms.sh DIR [PART...]        DIR: what prepare_arms.py made; parts: arms residual tune (default: all)
 #
-# Lines of JSON go to $OUT/arms.jsonl (default: DIR/out), a table to the terminal.
+# JSON goes to $OUT (default: DIR/out): arms.jsonl, residual.jsonl, tune.txt; tables to the terminal.
 set -u
-DIR=$(cd "$1" && pwd); OUT=${OUT:-$DIR/out}; HERE=$(cd "$(dirname "$0")" && pwd); mkdir -p "$OUT"
-: > "$OUT/arms.jsonl"
+DIR=$(cd "$1" && pwd); OUT=${OUT:-$DIR/out}; HERE=$(cd "$(dirname "$0")" && pwd); mkdir -p "$OUT"; shift
+PARTS=${*:-arms residual tune}
+has() { case " $PARTS " in *" $1 "*) true;; *) false;; esac }
+[ -e "$DIR/pavage.xz" ] && xz -dkf "$DIR/pavage.xz" && chmod +x "$DIR/pavage"
+pavage() { LD_LIBRARY_PATH=$DIR timeout 120 "$DIR/pavage" "$@"; }
+: > "$OUT/arms.jsonl"; : > "$OUT/residual.jsonl"; : > "$OUT/tune.txt"
 for packed in "$DIR"/*.pav.xz; do
   artifact=${packed%.xz}; name=$(basename "$artifact" .pav)
   xz -dkf "$packed"
   [ -e "$DIR/$name.hollow.json" ] && python3 "$HERE/hollow.py" fill "$artifact" "$DIR/$name.npz"
-  timeout 90 "$DIR/arms" "$artifact" "$DIR/$name.npz" cuda:0 "${PLANS:-unfused,greedy,fused}" "${ROUNDS:-60}" >> "$OUT/arms.jsonl" 2> "$OUT/err" \
-    || echo "$name: ended with $?: $(head -c 400 "$OUT/err")"
+  has arms && { timeout 90 "$DIR/arms" "$artifact" "$DIR/$name.npz" cuda:0 "${PLANS:-unfused,greedy,fused}" "${ROUNDS:-60}" >> "$OUT/arms.jsonl" 2> "$OUT/err" \
+    || echo "$name: ended with $?: $(head -c 400 "$OUT/err")"; }
+  has residual && { pavage bench "$artifact" --device cuda:0 --inputs "$DIR/$name.npz" --residual --json --iterations 20 --duration 0.3 2> "$OUT/err" | tr -d '\n' \
+    | sed "s/^{/{\"model\":\"$name\",/" >> "$OUT/residual.jsonl"; echo >> "$OUT/residual.jsonl"; [ -s "$OUT/err" ] && echo "$name: $(head -c 300 "$OUT/err")"; }
   rm -f "$artifact"
 done
-python3 - "$OUT/arms.jsonl" <<'PY'
+has tune && for model in "$DIR"/*.onnx; do
+  name=$(basename "$model" .onnx); lock=$OUT/$name.lock
+  pavage tune "$model" --device cuda:0 --inputs "$DIR/$name.npz" --duration 2 -o "$lock" 2>&1 | tee -a "$OUT/tune.txt"
+done
+has residual && python3 - "$OUT/residual.jsonl" <<'PY'
+import json, sys
+print(f"{'model':24s} {'launches':>8s} {'measured us':>11s} {'predicted us':>12s} {'median':>7s} {'p10':>6s} {'p90':>6s}  (predicted / measured)")
+for line in filter(str.strip, open(sys.argv[1])):
+    r = json.loads(line)
+    print(f"{r['model']:24s} {len(r['launches']):8d} {r['measured_us']:11.1f} {r['predicted_us']:12.1f} {r['median_ratio']:7.2f} {r['p10_ratio']:6.2f} {r['p90_ratio']:6.2f}")
+PY
+has arms && python3 - "$OUT/arms.jsonl" <<'PY'
 import json, math, sys
 print(f"{'model':24s} {'launches':>14s} {'unfused us':>10s} {'greedy us':>10s} {'fused us':>10s} {'greedy/fused':>12s} {'kernels alone':>13s}  differs")
 ratios = []

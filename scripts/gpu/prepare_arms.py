@@ -5,7 +5,7 @@
     python3 scripts/gpu/prepare_arms.py DIR MODELS tests/golden GRAPHS        # needs numpy, xz; NAMES="magika resnet50" takes these alone
 
 MODELS is what scripts/fetch_models.sh makes, GRAPHS what graphs.py writes (in f16: --half). Artifacts for sm_90a hold the plans unfused, greedy and fused;
-weights over 64 KiB are taken out (hollow.py), so that the folder packs to some 30 MB.
+weights over 64 KiB are taken out (hollow.py), so that the folder packs to some 55 MB, the compiler included. TUNE names the models that are tuned there.
 """
 import os
 import pathlib
@@ -23,6 +23,13 @@ root = pathlib.Path(__file__).resolve().parents[2]
 programs = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "release"
 to.mkdir(parents=True, exist_ok=True)
 subprocess.run(["strip", "-o", to / "arms", programs / "arms"], check=True)
+# The compiler itself, for what is measured and tuned there, with the library that a machine may lack.
+subprocess.run(["strip", "-o", to / "pavage", programs / "pavage"], check=True)
+libraries = subprocess.run(["ldd", programs / "pavage"], check=True, capture_output=True, text=True).stdout
+shutil.copy(re.search(r"libffi\S* => (\S+)", libraries)[1], to)
+subprocess.run(["xz", "-6", "-T0", "-f", to / "pavage"], check=True)
+for name in os.environ.get("TUNE", "digits_mlp magika ppocr_cls").split():
+    shutil.copy(models / f"{name}.onnx", to)
 for name in os.environ.get("NAMES", " ".join(BUILT + REAL)).split():
     if name in BUILT:
         model, case = graphs / (re.sub("_(b[0-9]+|512|2048)$", "", name) + ".onnx" if name.startswith("llama") else f"{name}.onnx"), graphs / f"{name}.npz"
