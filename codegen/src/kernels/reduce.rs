@@ -85,6 +85,9 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
 /// Elements of a row that a GPU thread holds in registers at most.
 const HELD: i64 = 16;
 
+/// Elements of those that a GPU thread reads all it needs of before the first stage.
+const AHEAD: usize = 4;
+
 /// GPU threads that share a row of `n` elements, which each holds a few of: more where `rows` alone would leave units idle.
 fn threads_a_row(rows: i64, n: i64, units: i64) -> i64 {
     let mut threads = 32;
@@ -404,7 +407,13 @@ impl<'r> Rows<'r> {
             let at = split(b, env, row, &self.region.space);
             axes[..at.len()].copy_from_slice(&at);
             let mut p = Point::new(axes);
+            // What no stage has to be done for is read now: threads wait for memory once, not after each stage.
+            let roots = env.roots();
+            env.hoist(b, &roots, &mut p, self.inner_bits());
             let mut held = self.held(b, env, &p, me, threads);
+            for (at, _) in held.iter_mut().flatten().take(AHEAD) {
+                env.hoist(b, &roots, at, 0);
+            }
             let mut done = 0;
             for group in groups {
                 let exprs: Vec<ExprId> = group.iter().map(|s| s.expr).collect();
