@@ -70,9 +70,13 @@ pub(super) struct Tile {
     pub(super) lanes: usize,
     /// How a step is computed.
     pub(super) math: Math,
-    /// Steps written out in a loop body, at least 1.
+    /// Steps written out in a loop body, at least 1: fewer where a step has many multiply-adds.
     pub(super) unroll: usize,
 }
+
+/// So many multiply-adds hide a loop's own instructions. Of longer bodies LLVM's scheduler moves the loads of later steps up front:
+/// the registers they take are those of accumulators, which then go through memory.
+const BODY: usize = 32;
 
 /// Where the left operand is: row `i`, step `k` at `base + i * row + k * step`, in units of one step's elements.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +130,11 @@ pub(super) fn zeros(b: &mut Builder, tile: Tile) -> Vec<Val> {
 /// nibbles the number of steps is known, and the right operand's steps are pairs.
 pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, decode: Option<&Decode>, steps: Val, acc: Vec<Val>) -> Vec<Val> {
     let nibbles = decode.is_some_and(|d| d.cells == Cells::Nibbles);
-    let (math, unroll) = (tile.math, tile.unroll);
+    let math = tile.math;
+    let mut unroll = tile.unroll;
+    while !nibbles && unroll > 1 && unroll * tile.mr * tile.nv > BODY {
+        unroll /= 2;
+    }
     // Few accumulators cannot hide the latency of the multiply-add: keep several sets and add them at the end.
     let sets = if tile.mr * tile.nv >= 8 { 1 } else { (8usize.div_ceil(tile.mr * tile.nv)).min(unroll) };
     let mut all = acc;
@@ -210,6 +218,7 @@ pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, 
             body(b, k, &all, (to - from) as usize)
         }
         (Some(_), Some(_)) => all,
+        _ if unroll == 1 => all,
         _ => b.for_(whole, steps, 1, &all, |b, k, acc| body(b, k, acc, 1)),
     };
     let size = tile.mr * tile.nv;

@@ -8,6 +8,10 @@ use crate::tile::{Block, Buf, Device, DotKind, Kernel, Op, Space, Stmt, Ty, Val}
 use pavage_ir::{DType, Scalar, ScalarFn};
 use std::collections::HashMap;
 
+/// Only a function with a frame pointer can align its stack when registers run out. Without, spilled vectors lie across cache
+/// lines in most processes: stacks begin at any multiple of 16 bytes.
+const FRAME: &str = "attributes {frame_pointer = #llvm.framePointerKind<all>}";
+
 /// The `llvm.func` of a kernel.
 pub fn function(kernel: &Kernel, cpu: &Cpu) -> Result<String, LowerError> {
     let mut l = Lowering {
@@ -25,7 +29,7 @@ pub fn function(kernel: &Kernel, cpu: &Cpu) -> Result<String, LowerError> {
     l.entry();
     l.block(&kernel.body)?;
     l.e.line("llvm.return");
-    Ok(format!("llvm.func @{}(%bufs: !llvm.ptr, %dims: !llvm.ptr, %lo: i64, %hi: i64) {{\n{}}}\n", kernel.name, l.e.text))
+    Ok(format!("llvm.func @{}(%bufs: !llvm.ptr, %dims: !llvm.ptr, %lo: i64, %hi: i64) {FRAME} {{\n{}}}\n", kernel.name, l.e.text))
 }
 
 pub(super) struct Lowering<'k> {
