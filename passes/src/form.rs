@@ -36,6 +36,9 @@ pub enum Illegal {
     /// Results of different extents.
     #[error("results have different shapes")]
     Shapes,
+    /// Elements narrower than a byte beside another result.
+    #[error("results whose elements share bytes are written by a kernel of their own")]
+    Packed,
     /// Too much would be recomputed.
     #[error("fusing would recompute too much ({0} expressions)")]
     TooLarge(usize),
@@ -105,6 +108,9 @@ pub fn is_opaque(op: &Op) -> bool {
 
 /// Form one region of `members` (topologically sorted) that gives `outputs`.
 pub fn form<'g>(graph: &'g Graph, members: &[NodeId], outputs: &'g [Value]) -> Result<Formed, Illegal> {
+    if outputs.len() > 1 && outputs.iter().any(|v| graph.ty(*v).dtype.is_packed()) {
+        return Err(Illegal::Packed);
+    }
     let name = members.iter().filter_map(|id| graph.op(*id)).filter(|op| !is_view(op)).map(Op::mnemonic).take(4).collect::<Vec<_>>().join("_");
     let name = if name.is_empty() { members.iter().filter_map(|id| graph.op(*id)).map(Op::mnemonic).next().unwrap_or("copy").to_string() } else { name };
     let mut former = Former {

@@ -106,7 +106,6 @@ pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str, costs: &Costs) ->
             home.insert(*m, i);
         }
     }
-    share_members(graph, &order, &mut clusters, (rule, costs));
     for i in 0..clusters.len() {
         let mut here = i;
         while let Some(c) = &clusters[here] {
@@ -127,56 +126,6 @@ pub fn grow(graph: &Graph, clusters: Vec<Cluster>, rule: &str, costs: &Costs) ->
         }
     }
     clusters.into_iter().flatten().collect()
-}
-
-/// A kernel that computes on its way all that another is for gives that as a further output, where that is legal and pays.
-fn share_members(graph: &Graph, order: &Order, clusters: &mut [Option<Cluster>], (rule, costs): (&str, &Costs)) {
-    let mut holders: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
-    for (i, c) in clusters.iter().enumerate() {
-        for m in c.iter().flat_map(|c| &c.members) {
-            holders.entry(*m).or_default().push(i);
-        }
-    }
-    let price = |f: &Formed| cost::predict(&f.region, costs);
-    for here in 0..clusters.len() {
-        let Some(small) = clusters[here].clone() else { continue };
-        let Some(root) = small.formed.outputs.first().map(|v| v.node) else { continue };
-        for &there in holders.get(&root).into_iter().flatten().filter(|j| **j != here) {
-            let Some(large) = clusters[there].clone().filter(|c| small.members.iter().all(|m| c.members.contains(m))) else { continue };
-            if large.formed.args.iter().any(|v| comes_from(graph, order, v.node, root)) {
-                continue;
-            }
-            let outputs: Vec<Value> = large.formed.outputs.iter().chain(&small.formed.outputs).copied().collect();
-            let Ok((members, formed)) = assemble_exact(graph, order, &large.members, &outputs) else { continue };
-            let apart = price(&small.formed) + price(&large.formed);
-            if price(&formed) >= apart {
-                continue;
-            }
-            let mut joined = Cluster { members, ..large };
-            if !joined.rules.iter().any(|r| r == rule) {
-                joined.rules.push(rule.into());
-            }
-            joined.why.runner_up = Some((format!("@{} and @{}", small.formed.region.name, joined.formed.region.name), apart - price(&formed)));
-            joined.formed = formed;
-            clusters[there] = Some(joined);
-            clusters[here] = None;
-            break;
-        }
-    }
-}
-
-/// Whether `node` is computed from `source`, by whatever kernels.
-fn comes_from(graph: &Graph, order: &Order, node: NodeId, source: NodeId) -> bool {
-    let (mut stack, mut seen) = (vec![node], BTreeSet::new());
-    while let Some(n) = stack.pop() {
-        if n == source {
-            return true;
-        }
-        if order.of(n) > order.of(source) && seen.insert(n) {
-            stack.extend(graph.operands(n).iter().map(|v| v.node));
-        }
-    }
-    false
 }
 
 /// Cluster `there` and its user `here` as one, if that is legal and pays.

@@ -2,7 +2,8 @@
 //!
 //! A candidate starts from one term of the class and absorbs terms of its arguments' classes, one at a time, as long
 //! as [`form`](crate::form) accepts the whole as a region. Views are always absorbed where they can be read through. A
-//! pointwise argument that nobody else uses is absorbed without keeping the smaller kernel.
+//! pointwise argument that nobody else uses is absorbed without keeping the smaller kernel. Kernels of more than
+//! one class come later, where a plan has use for them: see [`super::joint`].
 use super::{
     Head, Saturated, Term, constant,
     cost::{self, Costs},
@@ -33,6 +34,8 @@ pub struct Candidate {
     pub members: Vec<(Id, Term)>,
     /// Classes it reads from memory: sorted, distinct.
     pub args: Vec<Id>,
+    /// Further classes that it gives, of those that its terms compute: sorted, distinct.
+    pub also: Vec<Id>,
     /// What extraction adds up: the time, and what errors are worth.
     pub cost: f64,
     /// Predicted nanoseconds.
@@ -46,7 +49,7 @@ pub struct Candidate {
 impl Candidate {
     /// A kernel that takes so many nanoseconds at run time.
     fn new(members: Vec<(Id, Term)>, args: Vec<Id>, time: f64) -> Self {
-        Candidate { members, args, cost: time, time, folded: false, rounds: vec![] }
+        Candidate { members, args, also: vec![], cost: time, time, folded: false, rounds: vec![] }
     }
 }
 
@@ -102,7 +105,7 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
             None => of_class(s, id, costs),
         };
         for c in &mut found {
-            c.time = c.cost + c.args.iter().filter(|a| s.is_folded(**a)).count() as f64 * constant::COST;
+            c.time = c.cost + folding(s, &c.args);
             c.cost = c.time;
             c.rounds = c.members.iter().filter_map(|m| s.rounds.get(m).copied()).collect();
             c.rounds.sort_unstable();
@@ -119,6 +122,11 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
         }
     }
     Ok(all)
+}
+
+/// What a kernel is charged for those of its arguments that are computed at compile time.
+pub(super) fn folding(s: &Saturated, args: &[Id]) -> f64 {
+    args.iter().filter(|a| s.is_folded(**a)).count() as f64 * constant::COST
 }
 
 /// What computes a folded class.
@@ -508,48 +516,50 @@ fn legal(s: &Saturated, root: Id, state: &State) -> Option<Legal> {
         if tried.contains(&members) {
             continue;
         }
-        let mut graph = Graph::new("kernel");
-        let mut values: BTreeMap<Id, Value> = BTreeMap::new();
-        let mut args: Vec<Id> = vec![];
-        let mut class_of: BTreeMap<Value, Id> = BTreeMap::new();
-        let inside: BTreeSet<Id> = members.iter().map(|(id, _)| *id).collect();
-        for (_, term) in &members {
-            for &a in &term.args {
-                if !inside.contains(&a) && !values.contains_key(&a) {
-                    let fact = &s.egraph[a].data;
-                    // Scalars that are constants are written into the kernel.
-                    let v = match (fact.uniform, fact.ty.const_shape()) {
-                        (Some(bits), Some(shape)) if shape.iter().product::<usize>() == 1 => {
-                            graph.constant(pavage_ir::Tensor::full(fact.ty.dtype, shape, pavage_ir::Scalar::F(f64::from_bits(bits))))
-                        }
-                        _ => graph.input(format!("a{}", args.len()), fact.ty.clone()),
-                    };
-                    values.insert(a, v);
-                    class_of.insert(v, a);
-                    args.push(a);
-                }
-            }
-        }
-        let mut nodes = vec![];
-        for (id, term) in &members {
-            let Head::Op(op) = &term.head else { return None };
-            let operands: Vec<Value> = term.args.iter().map(|a| values[a]).collect();
-            let v = graph.add(op.clone(), &operands).ok()?;
-            values.insert(*id, v);
-            nodes.push(v.node);
-        }
-        graph.output("out", values[&root]);
-        let order = Order::new(&graph);
-        if let Ok((used, formed)) = fuse::assemble_exact(&graph, &order, &nodes, &[values[&root]]) {
-            debug_assert_eq!(used.len(), nodes.len());
-            let mut read: Vec<Id> = args.clone();
-            read.sort();
-            read.dedup();
-            return Some(Legal { members, args: read, formed });
+        if let Some((args, formed)) = form_members(s, &members, &[root]) {
+            return Some(Legal { members, args, formed });
         }
         tried.push(members);
     }
     None
+}
+
+/// The kernel of exactly these terms, operands before users, that gives these classes: what it reads, sorted, and itself. `None` where
+/// that is illegal.
+pub(super) fn form_members(s: &Saturated, members: &[(Id, Term)], outputs: &[Id]) -> Option<(Vec<Id>, Formed)> {
+    let mut graph = Graph::new("kernel");
+    let mut values: BTreeMap<Id, Value> = BTreeMap::new();
+    let mut args: Vec<Id> = vec![];
+    let inside: BTreeSet<Id> = members.iter().map(|(id, _)| *id).collect();
+    for &a in members.iter().flat_map(|(_, term)| &term.args) {
+        if !inside.contains(&a) && !values.contains_key(&a) {
+            let fact = &s.egraph[a].data;
+            // Scalars that are constants are written into the kernel.
+            let v = match (fact.uniform, fact.ty.const_shape()) {
+                (Some(bits), Some(shape)) if shape.iter().product::<usize>() == 1 => {
+                    graph.constant(pavage_ir::Tensor::full(fact.ty.dtype, shape, pavage_ir::Scalar::F(f64::from_bits(bits))))
+                }
+                _ => graph.input(format!("a{}", args.len()), fact.ty.clone()),
+            };
+            values.insert(a, v);
+            args.push(a);
+        }
+    }
+    let mut nodes = vec![];
+    for (id, term) in members {
+        let Head::Op(op) = &term.head else { return None };
+        let operands: Vec<Value> = term.args.iter().map(|a| values[a]).collect();
+        let v = graph.add(op.clone(), &operands).ok()?;
+        values.insert(*id, v);
+        nodes.push(v.node);
+    }
+    let outputs: Vec<Value> = outputs.iter().map(|id| values[id]).collect();
+    outputs.iter().enumerate().for_each(|(i, v)| graph.output(format!("out{i}"), *v));
+    let order = Order::new(&graph);
+    let (used, formed) = fuse::assemble_exact(&graph, &order, &nodes, &outputs).ok()?;
+    debug_assert_eq!(used.len(), nodes.len());
+    args.sort();
+    Some((args, formed))
 }
 
 /// The views that a contraction's operands are read through.

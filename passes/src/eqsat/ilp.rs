@@ -1,9 +1,9 @@
 //! Extraction as an integer program: what the frontier DP is checked with. Behind the feature `ilp`, which no build needs.
 //!
 //! A binary variable a kernel says whether it runs, one a class whether it is wanted. A root is wanted; a wanted class has
-//! a kernel; the arguments of a kernel that runs are wanted. Circles are cut off as they turn up: of the kernels of a circle at least one does
+//! a kernel of its own or one that gives it; the arguments of a kernel that runs are wanted. Circles are cut off as they turn up: of the kernels of a circle at least one does
 //! not run. The DP leaves out kernels that close a circle in its order of the classes; this does not.
-use super::{candidates, extract, roots, saturate, templates};
+use super::{candidates, every_rule, joint, roots, saturate, templates};
 use crate::{Ctx, PassError};
 use candidates::Candidates;
 use egg::Id;
@@ -36,10 +36,10 @@ pub fn compare(graph: &Graph, ctx: &Ctx) -> Result<Vec<Compared>, PassError> {
         if !seen.insert(text::print(&part.graph)) {
             continue;
         }
-        let saturated = saturate(&part.graph, &ctx.costs)?;
-        let all = candidates::form_all(&saturated, &ctx.costs)?;
-        let roots = roots(&part.graph, &saturated);
-        let dp = extract::extract(&all, &roots, extract::Search::Exact)?.cost;
+        let saturated = saturate(&part.graph, &part.constants, &every_rule()?, &ctx.costs)?;
+        let mut all = candidates::form_all(&saturated, &ctx.costs)?;
+        let roots = roots(&part.graph, part.graph.outputs.len(), &saturated);
+        let dp = joint::choose(&saturated, &mut all, &roots, ctx.search, &ctx.costs)?.cost;
         found.push(Compared { kernels: all.kernels.len(), dp, ilp: optimum(&all, &roots)? });
     }
     Ok(found)
@@ -52,7 +52,10 @@ pub fn optimum(all: &Candidates, roots: &[Id]) -> Result<Option<f64>, PassError>
         let Some(chosen) = solve(all, roots, &circles)? else { return Ok(None) };
         match circle(all, roots, &chosen) {
             Some(circle) => circles.push(circle),
-            None => return Ok(Some(chosen.values().map(|k| all.kernels[*k].cost).sum())),
+            None => {
+                let kernels: BTreeSet<usize> = chosen.values().copied().collect();
+                return Ok(Some(kernels.iter().map(|k| all.kernels[*k].cost).sum()));
+            }
         }
     }
 }
@@ -67,6 +70,7 @@ fn solve(all: &Candidates, roots: &[Id], circles: &[Vec<usize>]) -> Result<Optio
     for (class, kernels) in &all.by_class {
         let mut row: Vec<(Variable, f64)> = kernels.iter().map(|k| (runs[*k], 1.0)).collect();
         program.add_constraint(&row, ComparisonOp::Le, 1.0);
+        row.extend((0..all.kernels.len()).filter(|k| all.kernels[*k].also.contains(class)).map(|k| (runs[k], 1.0)));
         row.push((wanted[class], -1.0));
         program.add_constraint(&row, ComparisonOp::Ge, 0.0);
         // One row an argument for all kernels of the class: tighter than one a kernel.
@@ -85,7 +89,11 @@ fn solve(all: &Candidates, roots: &[Id], circles: &[Vec<usize>]) -> Result<Optio
     let outcome = program.solve().map_err(|e| PassError::Rules { reason: format!("the integer program: {e}") })?;
     let Some(solution) = outcome.solution().filter(|_| outcome.is_optimal()) else { return Ok(None) };
     let running = |k: &usize| solution.var_value(runs[*k]) > 0.5;
-    Ok(Some(all.by_class.iter().filter_map(|(c, kernels)| Some((*c, *kernels.iter().find(|k| running(k))?))).collect()))
+    let gives = |c: &Id, kernels: &Vec<usize>| {
+        let own = kernels.iter().copied().find(|k| running(k));
+        own.or_else(|| (0..all.kernels.len()).find(|k| all.kernels[*k].also.contains(c) && running(k)))
+    };
+    Ok(Some(all.by_class.iter().filter_map(|(c, kernels)| Some((*c, gives(c, kernels)?))).collect()))
 }
 
 /// Kernels of `chosen` that wait for each other, if the roots need some.

@@ -11,6 +11,7 @@ mod count;
 pub mod extract;
 #[cfg(feature = "ilp")]
 pub mod ilp;
+mod joint;
 pub mod proof;
 pub mod rounding;
 mod selection;
@@ -542,8 +543,8 @@ pub struct Work {
 #[derive(Clone)]
 struct Group {
     members: Vec<NodeId>,
-    /// The member that gives the result.
-    root: NodeId,
+    /// The members that give its results, the one it was chosen for first.
+    roots: Vec<NodeId>,
     rules: Vec<String>,
     why: Why,
     /// Whether it is computed at compile time.
@@ -559,9 +560,9 @@ struct PartPlan {
 fn plan_part(part: &templates::Part, ctx: &Ctx) -> Result<PartPlan, PassError> {
     let graph = &part.graph;
     let mut saturated = saturate(graph, &part.constants, &every_rule()?, &ctx.costs)?;
-    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(graph, graph.outputs.len(), &saturated);
-    let choice = extract::extract(&candidates, &roots, ctx.search)?;
+    let mut candidates = candidates::form_all(&saturated, &ctx.costs)?;
+    let choice = joint::choose(&saturated, &mut candidates, &roots, ctx.search, &ctx.costs)?;
     saturated.prove(&candidates, &choice);
     saturated.limits.iter().chain(&choice.limits).for_each(|limit| ctx.note(limit.clone()));
     let mut work = ctx.work.borrow_mut();
@@ -579,8 +580,9 @@ fn every_rule() -> Result<RuleSet, PassError> {
 /// Predicted nanoseconds of the best plan of a small graph.
 fn cost_of(graph: &Graph, ctx: &Ctx) -> Result<f64, PassError> {
     let saturated = saturate(graph, &BTreeSet::new(), &every_rule()?, &ctx.costs)?;
-    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
-    Ok(extract::extract(&candidates, &roots(graph, graph.outputs.len(), &saturated), ctx.search)?.cost)
+    let roots = roots(graph, graph.outputs.len(), &saturated);
+    let mut candidates = candidates::form_all(&saturated, &ctx.costs)?;
+    Ok(joint::choose(&saturated, &mut candidates, &roots, ctx.search, &ctx.costs)?.cost)
 }
 
 /// The whole graph, part by part.
@@ -620,7 +622,7 @@ impl<'g> Whole<'g> {
         let folded: BTreeSet<NodeId> = plan.groups.iter().filter(|g| g.folded).flat_map(|g| g.members.iter().copied()).collect();
         for id in plan.graph.schedule() {
             if folded.contains(&id) {
-                if let Some(group) = plan.groups.iter().find(|g| g.folded && g.root == id) {
+                if let Some(group) = plan.groups.iter().find(|g| g.folded && g.roots.contains(&id)) {
                     let values = |v: Value| local.get(&v).and_then(|v| self.new.as_const(*v)).cloned();
                     let value = constant::fold(&plan.graph, &group.members, &values)?;
                     local.insert(id.into(), self.new.constant(value));
@@ -647,7 +649,8 @@ impl<'g> Whole<'g> {
         }
         for group in plan.groups.iter().filter(|g| !g.folded) {
             let members = group.members.iter().map(|m| nodes[m]).collect();
-            self.groups.push(Group { members, root: nodes[&group.root], ..group.clone() });
+            let roots = group.roots.iter().map(|m| nodes[m]).collect();
+            self.groups.push(Group { members, roots, ..group.clone() });
         }
         Ok(())
     }
@@ -664,12 +667,13 @@ impl<'g> Whole<'g> {
         }
         let order = Order::new(&self.new);
         let mut formed = vec![];
-        for Group { members, root, rules, why, .. } in self.groups {
+        for Group { members, roots, rules, why, .. } in self.groups {
             // A reshape on its own is another name for its operand, and a concatenation a step: neither is a kernel.
             if members.iter().all(|m| self.new.op(*m).is_some_and(|op| matches!(op, Op::Reshape { .. }) || fuse::is_control(op))) {
                 continue;
             }
-            let (members, region) = fuse::assemble_exact(&self.new, &order, &members, &[root.into()])
+            let outputs: Vec<Value> = roots.into_iter().map(Value::from).collect();
+            let (members, region) = fuse::assemble_exact(&self.new, &order, &members, &outputs)
                 .map_err(|e| PassError::Rules { reason: format!("a chosen kernel cannot be formed again: {e}") })?;
             formed.push(Cluster { members, formed: region, rules, why });
         }
@@ -732,7 +736,7 @@ fn rebuild(graph: &Graph, outputs: usize, s: &Saturated, candidates: &candidates
             Job::Kernel(class, k) => {
                 let kernel = &candidates.kernels[k];
                 let mut group = emit(&mut new, s, (class, kernel), &values).map_err(ill)?;
-                values.insert(class, group.root.into());
+                values.extend([class].iter().chain(&kernel.also).copied().zip(group.roots.iter().map(|r| Value::from(*r))));
                 group.why.runner_up = runner_up(candidates, choice, class, k);
                 groups.push(group);
             }
@@ -749,7 +753,7 @@ enum Job {
     Kernel(Id, usize),
 }
 
-/// Add a kernel's terms to the graph: members, the root, and the rules behind them.
+/// Add a kernel's terms to the graph: members, those that give results, and the rules behind them.
 fn emit(new: &mut Graph, s: &Saturated, (of, kernel): (Id, &Candidate), values: &BTreeMap<Id, Value>) -> Result<Group, pavage_ir::OpError> {
     let mut local: BTreeMap<Id, Value> = BTreeMap::new();
     let (mut members, mut rules) = (vec![], vec![]);
@@ -767,15 +771,17 @@ fn emit(new: &mut Graph, s: &Saturated, (of, kernel): (Id, &Candidate), values: 
         members.push(v.node);
     }
     rules.dedup();
-    let root = members[members.len() - 1];
-    Ok(Group { members, root, rules, why, folded: kernel.folded })
+    let also = kernel.also.iter().map(|c| local[c].node);
+    let roots = [members[members.len() - 1]].into_iter().chain(also).collect();
+    Ok(Group { members, roots, rules, why, folded: kernel.folded })
 }
 
 /// The cheapest other way to compute `class`, with the rest of the plan as it is: what runs, and what it costs more.
 fn runner_up(all: &candidates::Candidates, choice: &extract::Choice, class: Id, chosen: usize) -> Option<(String, f64)> {
     // What having a class in memory costs beyond the plan, and the kernel for it.
     let mut cost: BTreeMap<Id, (f64, Option<usize>)> = all.leaves.iter().map(|c| (*c, (0.0, None))).collect();
-    cost.extend(choice.chosen.iter().filter(|(c, _)| *c != class).map(|(c, _)| (*c, (0.0, None))));
+    let given = choice.chosen.iter().filter(|(c, _)| *c != class).flat_map(|(c, k)| all.kernels[*k].also.iter().chain([c]));
+    cost.extend(given.map(|c| (*c, (0.0, None))));
     let needs = |cost: &BTreeMap<Id, (f64, Option<usize>)>, k: usize| -> Option<f64> {
         all.kernels[k].args.iter().try_fold(all.kernels[k].cost, |sum, a| Some(sum + cost.get(a)?.0))
     };
@@ -792,7 +798,11 @@ fn runner_up(all: &candidates::Candidates, choice: &extract::Choice, class: Id, 
             break;
         }
     }
-    let other = all.by_class.get(&class)?.iter().filter(|k| **k != chosen).filter_map(|k| Some((needs(&cost, *k)?, *k)));
+    // What the chosen one gives beside it, another has to give too.
+    let missing = |k: usize| all.kernels[chosen].also.iter().filter(move |c| !all.kernels[k].also.contains(c));
+    let whole = |k: usize| missing(k).try_fold(needs(&cost, k)?, |sum, c| Some(sum + cost.get(c)?.0));
+    let first_of = |k: usize| missing(k).filter_map(|c| cost.get(c)?.1).chain([k]).collect::<Vec<usize>>();
+    let other = all.by_class.get(&class)?.iter().filter(|k| **k != chosen).filter_map(|k| Some((whole(*k)?, *k)));
     let name = |k: &usize| -> Option<String> {
         let ops = all.kernels[*k].members.iter().filter_map(|(_, t)| match &t.head {
             Head::Op(op) if !fuse::is_free(op) => Some(op.mnemonic()),
@@ -804,7 +814,7 @@ fn runner_up(all: &candidates::Candidates, choice: &extract::Choice, class: Id, 
     };
     // The same work behind a view is no other way.
     let same = |first: usize| {
-        let (mut work, mut stack) = (vec![], vec![first]);
+        let (mut work, mut stack) = (vec![], first_of(first));
         while let Some(k) = stack.pop() {
             work.extend(name(&k));
             stack.extend(all.kernels[k].args.iter().filter_map(|a| cost.get(a)?.1));
@@ -812,7 +822,7 @@ fn runner_up(all: &candidates::Candidates, choice: &extract::Choice, class: Id, 
         work == name(&chosen).into_iter().collect::<Vec<_>>()
     };
     let (price, first) = other.filter(|(_, k)| !same(*k)).min_by(|a, b| a.0.total_cmp(&b.0))?;
-    let (mut kernels, mut stack) = (vec![], vec![first]);
+    let (mut kernels, mut stack) = (vec![], first_of(first));
     while let Some(k) = stack.pop() {
         kernels.push(k);
         stack.extend(all.kernels[k].args.iter().filter_map(|a| cost.get(a)?.1));

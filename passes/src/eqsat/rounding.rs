@@ -10,7 +10,7 @@
 //! best at some price, the lower convex hull of time over error, are found by bisecting the price between each two that are known. A
 //! knapsack ([`crate::precision::choice`]) then takes one plan a part, within the budget that all parts have together.
 use super::{
-    Group, PartPlan, Saturated, Whole, candidates, candidates::Candidates, every_rule, extract, rebuild, roots, saturate_rounding, templates, uniform,
+    Group, PartPlan, Saturated, Whole, candidates, candidates::Candidates, every_rule, extract, joint, rebuild, roots, saturate_rounding, templates, uniform,
 };
 use crate::{Ctx, PassError, fuse::Cluster};
 use egg::Id;
@@ -266,8 +266,8 @@ fn before_product(graph: &Graph) -> BTreeSet<NodeId> {
 /// The kernels of a part, variants among them.
 fn search(part: &templates::Part, pairs: &[(Value, Value)], ctx: &Ctx) -> Result<Searched, PassError> {
     let saturated = saturate_rounding(&part.graph, &part.constants, &every_rule()?, &ctx.costs, pairs)?;
-    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let roots = roots(&part.graph, part.outputs.len(), &saturated);
+    let candidates = candidates::form_all(&saturated, &ctx.costs)?;
     saturated.limits.iter().for_each(|limit| ctx.note(limit.clone()));
     let mut work = ctx.work.borrow_mut();
     work.parts += 1;
@@ -280,7 +280,7 @@ impl Searched {
     /// The best plan where a unit of error costs `price` nanoseconds, of the variants that are allowed.
     fn plan(&mut self, price: f64, errors: &[f64], allowed: &dyn Fn(usize) -> bool, ctx: &Ctx) -> Result<Plan, PassError> {
         self.candidates.price(price, errors, allowed);
-        let choice = extract::extract(&self.candidates, &self.roots, ctx.search)?;
+        let choice = joint::choose(&self.saturated, &mut self.candidates, &self.roots, ctx.search, &ctx.costs)?;
         choice.limits.iter().for_each(|limit| ctx.note(limit.clone()));
         ctx.work.borrow_mut().states += choice.states;
         let kernels = || choice.chosen.iter().map(|(_, k)| &self.candidates.kernels[*k]);
@@ -326,6 +326,6 @@ impl PartPlan {
     /// Forget what variants that were not taken would have read.
     fn drop_unused(&mut self) {
         let live: BTreeSet<NodeId> = self.graph.schedule().into_iter().collect();
-        self.groups.retain(|g: &Group| live.contains(&g.root));
+        self.groups.retain(|g: &Group| g.roots.iter().any(|r| live.contains(r)));
     }
 }
