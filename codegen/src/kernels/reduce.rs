@@ -30,7 +30,7 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     }
     let flat = space::collapse(region);
     let env = Env::with_bufs(&flat, vec![], vec![]);
-    let Heart::Reduce { axes, .. } = &flat.heart else { return vec![] };
+    let Heart::Reduce { axes, stages } = &flat.heart else { return vec![] };
     let roots = env.roots();
     let parallel = flat.space.len();
     let row = parallel + axes.len() - 1;
@@ -56,12 +56,17 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
     let ((row_good, row_bad), (axis_good, axis_bad)) = (contiguous(row), contiguous(axis));
     let along_pays = row_good > 0 && row_good - row_bad >= axis_good - axis_bad && extent.is_none_or(|n| n >= 4);
     let along_lanes = extent.map_or(lanes, |n| lanes.min((n.max(1) as usize).next_power_of_two()));
-    let along = Schedule::new("reduce", &[("along", 1), ("lanes", along_lanes as i64), ("sets", if extent.is_some_and(|n| n < 64) { 1 } else { 4 })]);
+    let short = extent.is_some_and(|n| n < 64);
+    let along = Schedule::new("reduce", &[("along", 1), ("lanes", along_lanes as i64), ("sets", if short { 1 } else { 4 })]);
+    // What a short row waits for, its folds, fills the time of rows beside it.
+    let beside = Schedule::new("reduce", &[("along", 1), ("lanes", along_lanes as i64), ("sets", 1), ("rows", ROWS)]);
+    let beside_pays = short && stages.len() > 1 && flat.space.last().is_some_and(|d| d.as_const().is_none_or(|n| n >= ROWS));
     // Several vectors of rows side by side, where memory lies so: whole cache lines at each step.
     let wide = if across > 1 && axis_good > 0 && flat.space[axis].as_const().is_none_or(|n| n >= 4 * across as i64) { 4 } else { 1 };
     let across = Schedule::new("reduce", &[("along", 0), ("axis", axis as i64), ("lanes", across as i64), ("wide", wide)]);
     let gpu_row = |threads: i64| Schedule::new("reduce", &[("along", 1), ("threads", threads)]);
     match target {
+        Target::Cpu(_) if along_pays && beside_pays => vec![beside, along, across],
         Target::Cpu(_) if along_pays => vec![along, across],
         Target::Cpu(_) => vec![across],
         Target::Gpu(gpu) if along_pays && extent.is_none_or(|n| n >= 16) => {
@@ -81,6 +86,9 @@ fn schedules(region: &Region, target: &Target, _: &ArgFacts) -> Vec<Schedule> {
         }
     }
 }
+
+/// Short rows that a CPU thread takes together.
+const ROWS: i64 = 4;
 
 /// Elements of a row that a GPU thread holds in registers at most.
 const HELD: i64 = 16;
@@ -128,15 +136,20 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, _: &
         vector: if along { None } else { Some(axis) },
         lanes: if along { 1 } else { schedule.knob("lanes", 1).max(1) as usize },
         unroll: 1,
-        wide: if along { 1 } else { schedule.knob("wide", 1).clamp(1, 8) as usize },
+        wide: schedule.knob(if along { "rows" } else { "wide" }, 1).clamp(1, 8) as usize,
         point_ps: point_ps.saturating_mul(row_points),
     };
     let mut walk = nest.emit(&mut b, &mut env, &roots, &mut |b, env, points| rows.row(b, env, points));
     if let (Some(shape), Some(cache), Some(along)) = (&mut walk.cpu, &rows.cache, rows.along) {
         // Whole vectors are kept, the last one too.
-        shape.scratch = (axes[0].clone() + Dim::from(along.lanes)) * Dim::from(reg(flat.dtype(cache.expr)).bits() / 8);
+        shape.scratch = kept_of_row(axes, along) * Dim::from(nest.wide * reg(flat.dtype(cache.expr)).bits() / 8);
     }
     Ok(Built::new(b.finish(), schedule, env.dims, walk))
+}
+
+/// Elements of scratch that a row's kept values take.
+fn kept_of_row(axes: &[Dim], along: Along) -> Dim {
+    axes[0].clone() + Dim::from(along.lanes)
 }
 
 /// Vectors along the last reduced axis.
@@ -233,8 +246,8 @@ impl<'r> Rows<'r> {
             for p in points.iter_mut() {
                 env.hoist(b, &exprs, p, self.inner_bits());
             }
-            self.walk(b, env, points, 0, &[], &mut |b, env, p, _, _, _| {
-                self.recall(b, p, done);
+            self.walk(b, env, points, 0, &[], &mut |b, env, p, _, _, set| {
+                self.recall(b, env, p, done, set);
                 for &i in &each {
                     env.store(b, i, p);
                 }
@@ -252,22 +265,36 @@ impl<'r> Rows<'r> {
         }
     }
 
+    /// Where in scratch the value at a point is kept, of the row that this set of accumulators belongs to.
+    fn kept_at(&self, b: &mut Builder, env: &mut Env<'r>, p: &Point, set: usize) -> Val {
+        let at = p.axes[self.first()];
+        match self.along.map(|a| (a, set / a.sets)) {
+            Some((along, row)) if row > 0 => {
+                let each = env.size(b, &kept_of_row(self.axes, along));
+                let start = b.mul_i(each, row as i64);
+                b.add(start, at)
+            }
+            _ => at,
+        }
+    }
+
     /// Take the kept value at a point, once the stages before `done` have run.
-    fn recall(&self, b: &mut Builder, p: &mut Point, done: usize) {
+    fn recall(&self, b: &mut Builder, env: &mut Env<'r>, p: &mut Point, done: usize, set: usize) {
         if let Some(cache) = self.cache.as_ref().filter(|c| c.stage < done) {
-            let v = b.load(cache.buf, p.axes[self.first()], p.lanes());
+            let at = self.kept_at(b, env, p, set);
+            let v = b.load(cache.buf, at, p.lanes());
             p.know(cache.expr, v);
         }
     }
 
     /// Fold one group of stages (the first of them number `first`) over the row, for each point.
     fn pass(&self, b: &mut Builder, env: &mut Env<'r>, points: &[Point], group: &[Stage], first: usize) -> Vec<Vec<Val>> {
-        // Sets of accumulators: several of one point along a row, or one of each point.
-        let (lanes, sets) = self.along.map_or((points[0].lanes(), points.len()), |a| (a.lanes, a.sets));
+        // Sets of accumulators: one of each point, or several along its row.
+        let (lanes, each) = self.along.map_or((points[0].lanes(), 1), |a| (a.lanes, a.sets));
         let folds: Vec<Fold> = group.iter().map(|s| self.fold(s)).collect();
         let width: usize = folds.iter().map(Fold::width).sum();
         let mut init = vec![];
-        for _ in 0..sets {
+        for _ in 0..each * points.len() {
             for f in &folds {
                 init.extend(f.start(b, lanes));
             }
@@ -276,12 +303,13 @@ impl<'r> Rows<'r> {
         let out = self.walk(b, env, points, 0, &init, &mut |b, env, p, carried, mask, set| {
             let mut next = carried.to_vec();
             let mut at = set * width;
-            self.recall(b, p, first);
+            self.recall(b, env, p, first, set);
             for (i, (stage, fold)) in group.iter().zip(&folds).enumerate() {
                 let v = env.expr(b, stage.expr, p);
                 if let Some(cache) = self.cache.as_ref().filter(|c| c.stage == first + i) {
                     let v = b.splat(v, lanes);
-                    b.store(cache.buf, p.axes[last], v);
+                    let place = self.kept_at(b, env, p, set);
+                    b.store(cache.buf, place, v);
                 }
                 let position = matches!(stage.f, StageFn::Arg { .. }).then(|| {
                     let base = b.cast(p.axes[last], fold.position);
@@ -302,17 +330,15 @@ impl<'r> Rows<'r> {
         let mut at = 0;
         for fold in &folds {
             let part = |set: usize| out[set * width + at..][..fold.width()].to_vec();
-            if self.along.is_some() {
-                let mut acc = part(0);
-                for set in 1..sets {
-                    acc = fold.join(b, &acc, &part(set));
+            for (point, result) in results.iter_mut().enumerate() {
+                let mut acc = part(point * each);
+                for set in 1..each {
+                    acc = fold.join(b, &acc, &part(point * each + set));
                 }
-                let acc = fold.lanes(b, &acc);
-                results[0].push(fold.finish(b, &acc));
-            } else {
-                for (set, result) in results.iter_mut().enumerate() {
-                    result.push(fold.finish(b, &part(set)));
+                if self.along.is_some() {
+                    acc = fold.lanes(b, &acc);
                 }
+                result.push(fold.finish(b, &acc));
             }
             at += fold.width();
         }
@@ -343,7 +369,7 @@ impl<'r> Rows<'r> {
                 carried
             });
         };
-        let at = |i: Val, count: Option<Val>| moved(&points[0], i).along((lanes > 1).then_some(VectorAxis { axis, lanes, count, aligned: true }));
+        let at = |p: &Point, i: Val, count: Option<Val>| moved(p, i).along((lanes > 1).then_some(VectorAxis { axis, lanes, count, aligned: true }));
         let wide = (lanes * sets) as i64;
         let (rest_wide, rest) = (b.rem_i(n, wide), b.rem_i(n, lanes as i64));
         let (full_wide, full) = (b.sub(n, rest_wide), b.sub(n, rest));
@@ -351,12 +377,22 @@ impl<'r> Rows<'r> {
             let mut carried = carried.to_vec();
             for set in 0..sets {
                 let i = b.add_i(i, (set * lanes) as i64);
-                carried = visit(b, env, &mut at(i, None), &carried, None, set);
+                for (n, p) in points.iter().enumerate() {
+                    carried = visit(b, env, &mut at(p, i, None), &carried, None, n * sets + set);
+                }
             }
             carried
         });
+        // What is left of the rows goes to their first sets.
+        let mut left = |b: &mut Builder, i: Val, count: Option<Val>, mask: Option<Val>, carried: &[Val]| {
+            let mut carried = carried.to_vec();
+            for (n, p) in points.iter().enumerate() {
+                carried = visit(b, env, &mut at(p, i, count), &carried, mask, n * sets);
+            }
+            carried
+        };
         if sets > 1 {
-            state = b.for_(full_wide, full, lanes as i64, &state, |b, i, carried| visit(b, env, &mut at(i, None), carried, None, 0));
+            state = b.for_(full_wide, full, lanes as i64, &state, |b, i, carried| left(b, i, None, None, carried));
         }
         if lanes > 1 {
             let some = b.gt(rest, zero);
@@ -364,7 +400,7 @@ impl<'r> Rows<'r> {
                 some,
                 |b| {
                     let mask = b.lane_mask(rest, lanes);
-                    visit(b, env, &mut at(full, Some(rest)), &state, Some(mask), 0)
+                    left(b, full, Some(rest), Some(mask), &state)
                 },
                 |_| state.clone(),
             );

@@ -337,6 +337,38 @@ impl Lowering<'_> {
     }
 
     fn reduce(&mut self, f: ScalarFn, v: &str, ty: Ty) -> String {
+        match f {
+            ScalarFn::Max | ScalarFn::Min if ty.dtype() == DType::F32 && ty.lanes() > 2 => self.extreme(f, v, ty.lanes()),
+            _ => self.halves(f, v, ty),
+        }
+    }
+
+    /// The largest or least of floats, as integers of the same order: zeros have their signs in it, and one test finds a NaN. Each
+    /// half by itself would have to look for both.
+    fn extreme(&mut self, f: ScalarFn, v: &str, lanes: usize) -> String {
+        let (floats, ints) = (Ty::of_lanes(DType::F32, lanes), Ty::of_lanes(DType::I32, lanes));
+        let (ft, it) = (self.e.ty(floats), self.e.ty(ints));
+        let bits = self.e.op(&format!("arith.bitcast {v} : {ft} to {it}"));
+        let keys = self.ordered(&bits, ints);
+        let key = self.halves(f, &keys, ints);
+        let bits = self.ordered(&key, Ty::Scalar(DType::I32));
+        let found = self.e.op(&format!("arith.bitcast {bits} : i32 to f32"));
+        let nans = self.e.op(&format!("arith.cmpf uno, {v}, {v} : {ft}"));
+        let some = self.e.op(&format!("vector.reduction <or>, {nans} : vector<{lanes}xi1> into i1"));
+        let nan = self.e.constant(Scalar::F(f64::NAN), Ty::Scalar(DType::F32));
+        self.e.op(&format!("arith.select {some}, {nan}, {found} : f32"))
+    }
+
+    /// Bits of floats as integers that compare as they do, and back.
+    fn ordered(&mut self, bits: &str, ty: Ty) -> String {
+        let t = self.e.ty(ty);
+        let (top, one) = (self.e.constant(Scalar::I(31), ty), self.e.constant(Scalar::I(1), ty));
+        let sign = self.e.op(&format!("arith.shrsi {bits}, {top} : {t}"));
+        let flip = self.e.op(&format!("arith.shrui {sign}, {one} : {t}"));
+        self.e.op(&format!("arith.xori {bits}, {flip} : {t}"))
+    }
+
+    fn halves(&mut self, f: ScalarFn, v: &str, ty: Ty) -> String {
         let mut v = v.to_owned();
         let mut n = ty.lanes();
         while n > 1 {
