@@ -66,6 +66,11 @@ impl Ctx {
         }
     }
 
+    /// Tell the user that the search hit a limit, so that a better plan may exist.
+    pub fn limit(&self, text: &str) {
+        self.note(format!("limit of the search: {text}"));
+    }
+
     /// Remember which nodes of the model have other ops after pass `name` than before.
     fn note_changes(&self, name: &'static str, before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
         let mut all = self.changed_by.borrow_mut();

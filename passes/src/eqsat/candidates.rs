@@ -16,15 +16,17 @@ use crate::{
 use egg::{Id, Language};
 use pavage_ir::{DType, Graph, Op, Value};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     rc::Rc,
 };
 
-/// Candidates kept a class.
+/// Candidates kept a class, a design bound: the largest, the cheapest and the bare op.
 const MAX_PER_CLASS: usize = 16;
-/// Parts of a concatenation that a kernel reads at most: at each point it asks for all but one whether they are there.
+/// Parts of a concatenation that a kernel reads at most, a design bound: at each point it asks for all but one whether they are there.
 const MOST_PARTS: usize = 3;
-/// Terms in one kernel at most.
+/// Terms in the kernels that are grown from one term, all of them together, at most; reaching it is reported.
+const MAX_WORK: usize = 8_192;
+/// Terms in one kernel at most; reaching it is reported.
 const MAX_MEMBERS: usize = 48;
 
 /// A kernel that computes one class.
@@ -66,6 +68,8 @@ pub struct Candidates {
     pub folded: BTreeSet<Id>,
     /// What rounded variants are, for people.
     pub labels: Vec<String>,
+    /// Limits that were hit.
+    pub limits: BTreeSet<String>,
 }
 
 /// Nanoseconds that a kernel is charged for each variant that it takes: of two plans that cost the same, the one that rounds less.
@@ -102,14 +106,12 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
                 all.folded.insert(id);
                 vec![folded(expression)]
             }
-            None => of_class(s, id, costs),
+            None => of_class(s, id, costs, &mut all.limits),
         };
         for c in &mut found {
             c.time = c.cost + folding(s, &c.args);
             c.cost = c.time;
-            c.rounds = c.members.iter().filter_map(|m| s.rounds.get(m).copied()).collect();
-            c.rounds.sort_unstable();
-            c.rounds.dedup();
+            c.rounds = rounds(s, &c.members);
         }
         prune(&mut found, s);
         if found.is_empty() {
@@ -124,6 +126,12 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
     Ok(all)
 }
 
+/// The rounded variants among some terms: sorted, distinct.
+fn rounds(s: &Saturated, members: &[(Id, Term)]) -> Vec<usize> {
+    let found: BTreeSet<usize> = members.iter().filter_map(|m| s.rounds.get(m).copied()).collect();
+    found.into_iter().collect()
+}
+
 /// What a kernel is charged for those of its arguments that are computed at compile time.
 pub(super) fn folding(s: &Saturated, args: &[Id]) -> f64 {
     args.iter().filter(|a| s.is_folded(**a)).count() as f64 * constant::COST
@@ -136,17 +144,21 @@ fn folded(expression: &[(Id, Term)]) -> Candidate {
     Candidate { folded: true, ..Candidate::new(expression.to_vec(), args.into_iter().collect(), 0.0) }
 }
 
+/// Whether `a` needs and rounds no less and costs no less than `b`.
+fn is_dominated(s: &Saturated, a: &Candidate, b: &Candidate) -> bool {
+    let is_there = |id: Id| s.is_folded(id) || s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
+    let within = b.rounds.iter().all(|r| a.rounds.contains(r));
+    b.cost <= a.cost && within && b.args.iter().all(|x| a.args.contains(x) || is_there(*x))
+}
+
 /// Drop candidates that need and round no less and cost no less than another, then of those that round the same the dearest beyond the limit.
 fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
-    let is_there = |id: Id| s.is_folded(id) || s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
-    let within = |a: &Candidate, b: &Candidate| b.rounds.iter().all(|r| a.rounds.contains(r));
-    let dominated = |a: &Candidate, b: &Candidate| b.cost <= a.cost && within(a, b) && b.args.iter().all(|x| a.args.contains(x) || is_there(*x));
     let mut kept: Vec<Candidate> = vec![];
     for c in found.drain(..) {
-        if kept.iter().any(|k| dominated(&c, k)) {
+        if kept.iter().any(|k| is_dominated(s, &c, k)) {
             continue;
         }
-        kept.retain(|k| !dominated(k, &c));
+        kept.retain(|k| !is_dominated(s, k, &c));
         kept.push(c);
     }
     let mut alike: BTreeMap<Vec<usize>, Vec<Candidate>> = BTreeMap::new();
@@ -170,10 +182,10 @@ fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
 /// Chosen term of each member class.
 type State = BTreeMap<Id, Term>;
 
-fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
+fn of_class(s: &Saturated, root: Id, costs: &Costs, limits: &mut BTreeSet<String>) -> Vec<Candidate> {
     let mut found = vec![];
     // Variants that round multiply what there is to try.
-    let most_tries = if s.rounds.is_empty() { 4 * MAX_PER_CLASS } else { 16 * MAX_PER_CLASS };
+    let most_work = if s.rounds.is_empty() { MAX_WORK } else { 4 * MAX_WORK };
     for term in &s.egraph[root].nodes {
         let Head::Op(op) = &term.head else { continue };
         if term.args.contains(&root) {
@@ -192,34 +204,54 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs) -> Vec<Candidate> {
                 continue;
             }
         }
-        let mut queue = VecDeque::from([start.clone()]);
+        // The deepest first: what needs the least is known soon. In the end, the shallow come first, as what is plainer.
+        let mut queue = vec![(start.clone(), 0)];
+        let before = found.len();
+        let mut depths = vec![];
         let mut seen = BTreeSet::from([start]);
-        let mut tries = 0;
+        let mut work = 0;
         let mut known = Known::default();
-        while let Some(state) = queue.pop_front() {
+        while let Some((state, depth)) = queue.pop() {
             let Some((state, kernel)) = settle(s, root, state, costs, &mut known) else { continue };
-            if let Some(nexts) = known.grown.get(&state) {
+            if !known.grown.insert(state.clone()) {
                 // Reached on another way: what grows from it was looked at.
-                tries += nexts;
                 continue;
             }
+            work += kernel.members.len();
             let cost = cost::predict(&kernel.formed.region, costs);
             if cost.is_infinite() {
                 continue;
             }
             let args = &kernel.args;
-            found.push(Candidate::new(kernel.members.clone(), args.clone(), cost));
-            let before = tries;
+            let candidate = Candidate { rounds: rounds(s, &kernel.members), ..Candidate::new(kernel.members.clone(), args.clone(), cost) };
+            // What grows from a kernel that another makes idle, that one's growth makes idle too.
+            let idle = |known: &Candidate| (known.cost < cost || known.args.len() < args.len()) && is_dominated(s, &candidate, known);
+            if found[before..].iter().any(idle) {
+                continue;
+            }
+            found.push(candidate);
+            depths.push(depth);
             let joint = absorb_siblings(s, &state, args);
             let others = other_ways(s, &state, &kernel.members);
-            for next in joint.into_iter().chain(args.iter().flat_map(|arg| absorb(s, &state, *arg))).chain(others) {
-                tries += 1;
-                if tries <= most_tries && seen.insert(next.clone()) {
-                    queue.push_back(next);
+            let nexts: Vec<State> = joint.into_iter().chain(args.iter().flat_map(|arg| absorb(s, &state, *arg))).chain(others).collect();
+            for next in nexts.into_iter().rev() {
+                if seen.contains(&next) {
+                    continue;
+                }
+                if work < most_work {
+                    seen.insert(next.clone());
+                    queue.push((next, depth + 1));
+                } else {
+                    limits.insert(format!("kernels that end in {} have {most_work} terms together and there are more", op.mnemonic()));
                 }
             }
-            known.grown.insert(state, tries - before);
+            if state.len() >= MAX_MEMBERS && !args.is_empty() {
+                limits.insert(format!("a kernel that ends in {} grew to {MAX_MEMBERS} terms and no further", op.mnemonic()));
+            }
         }
+        let mut order: Vec<(usize, Candidate)> = depths.into_iter().zip(found.drain(before..)).collect();
+        order.sort_by_key(|(depth, _)| *depth);
+        found.extend(order.into_iter().map(|(_, c)| c));
     }
     found
 }
@@ -492,8 +524,8 @@ struct Legal {
 #[derive(Default)]
 struct Known {
     legal: HashMap<State, Option<Rc<Legal>>>,
-    /// States that were grown, each with the number of those that came of it.
-    grown: HashMap<State, usize>,
+    /// States that were grown.
+    grown: HashSet<State>,
 }
 
 impl Known {

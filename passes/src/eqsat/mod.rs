@@ -564,7 +564,7 @@ fn plan_part(part: &templates::Part, ctx: &Ctx) -> Result<PartPlan, PassError> {
     let mut candidates = candidates::form_all(&saturated, &ctx.costs)?;
     let choice = joint::choose(&saturated, &mut candidates, &roots, ctx.search, &ctx.costs)?;
     saturated.prove(&candidates, &choice);
-    saturated.limits.iter().chain(&choice.limits).for_each(|limit| ctx.note(limit.clone()));
+    saturated.limits.iter().chain(&candidates.limits).chain(&choice.limits).for_each(|limit| ctx.limit(limit));
     let mut work = ctx.work.borrow_mut();
     work.parts += 1;
     work.terms += saturated.egraph.total_size();
@@ -582,7 +582,9 @@ fn cost_of(graph: &Graph, ctx: &Ctx) -> Result<f64, PassError> {
     let saturated = saturate(graph, &BTreeSet::new(), &every_rule()?, &ctx.costs)?;
     let roots = roots(graph, graph.outputs.len(), &saturated);
     let mut candidates = candidates::form_all(&saturated, &ctx.costs)?;
-    Ok(joint::choose(&saturated, &mut candidates, &roots, ctx.search, &ctx.costs)?.cost)
+    let choice = joint::choose(&saturated, &mut candidates, &roots, ctx.search, &ctx.costs)?;
+    saturated.limits.iter().chain(&candidates.limits).chain(&choice.limits).for_each(|limit| ctx.limit(limit));
+    Ok(choice.cost)
 }
 
 /// The whole graph, part by part.

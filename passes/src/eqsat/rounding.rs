@@ -268,7 +268,7 @@ fn search(part: &templates::Part, pairs: &[(Value, Value)], ctx: &Ctx) -> Result
     let saturated = saturate_rounding(&part.graph, &part.constants, &every_rule()?, &ctx.costs, pairs)?;
     let roots = roots(&part.graph, part.outputs.len(), &saturated);
     let candidates = candidates::form_all(&saturated, &ctx.costs)?;
-    saturated.limits.iter().for_each(|limit| ctx.note(limit.clone()));
+    saturated.limits.iter().chain(&candidates.limits).for_each(|limit| ctx.limit(limit));
     let mut work = ctx.work.borrow_mut();
     work.parts += 1;
     work.terms += saturated.egraph.total_size();
@@ -281,7 +281,7 @@ impl Searched {
     fn plan(&mut self, price: f64, errors: &[f64], allowed: &dyn Fn(usize) -> bool, ctx: &Ctx) -> Result<Plan, PassError> {
         self.candidates.price(price, errors, allowed);
         let choice = joint::choose(&self.saturated, &mut self.candidates, &self.roots, ctx.search, &ctx.costs)?;
-        choice.limits.iter().for_each(|limit| ctx.note(limit.clone()));
+        choice.limits.iter().for_each(|limit| ctx.limit(limit));
         ctx.work.borrow_mut().states += choice.states;
         let kernels = || choice.chosen.iter().map(|(_, k)| &self.candidates.kernels[*k]);
         let time = kernels().map(|k| k.time).sum();
@@ -303,10 +303,14 @@ impl Searched {
         let mut plans = vec![exact, fastest];
         // Neighbours between which nothing is.
         let mut done: Vec<(f64, f64)> = vec![];
-        while plans.len() < MAX_PLANS {
+        loop {
             let open = |w: &&[Plan]| w[1].error > w[0].error && w[0].time > w[1].time && !done.contains(&(w[0].error, w[1].error));
             let area = |w: &&[Plan]| (w[0].time - w[1].time) * (w[1].error - w[0].error);
             let Some(pair) = plans.windows(2).filter(open).max_by(|a, b| area(a).total_cmp(&area(b))) else { break };
+            if plans.len() == MAX_PLANS {
+                ctx.limit(&format!("{MAX_PLANS} plans of one part were weighed and there may be more"));
+                break;
+            }
             let (a, b) = (&pair[0], &pair[1]);
             let price = (a.time - b.time) / (b.error - a.error);
             let worth = |p: &Plan| p.time + price * p.error;
