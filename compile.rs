@@ -23,6 +23,7 @@ use pavage_passes::{
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    sync::Arc,
     time::Instant,
 };
 
@@ -97,7 +98,23 @@ pub(crate) fn predicted_costs(target: &Target) -> Costs {
 /// What a target costs: its row of the table, and what was measured on it.
 pub(crate) fn costs(target: &Target, options: &CompileOptions) -> Costs {
     let lock = options.tune.as_ref().filter(|lock| lock.target() == target.name());
-    Costs { measured: lock.and_then(TuneLock::measured), ..predicted_costs(target) }
+    Costs { measured: lock.and_then(TuneLock::measured), ..predicted_for(target, options) }
+}
+
+/// The same without what was measured.
+pub(crate) fn predicted_for(target: &Target, options: &CompileOptions) -> Costs {
+    let expected: BTreeMap<String, i64> = options.expected.iter().map(|e| (e.name.clone(), e.value)).collect();
+    Costs { expected: (!expected.is_empty()).then(|| Arc::new(expected)), ..predicted_costs(target) }
+}
+
+/// Sizes that are expected to be something, but are not among those that `graph` leaves open, are the user's mistake.
+fn check_expected(graph: &Graph, options: &CompileOptions) -> Result<(), Error> {
+    let open: Vec<String> = graph.symbols().iter().map(|s| s.name.to_string()).collect();
+    match options.expected.iter().find(|e| !open.contains(&e.name)) {
+        Some(e) if open.is_empty() => Err(Error::Request(format!("--expect {e}: the model leaves no size open"))),
+        Some(e) => Err(Error::Request(format!("--expect {e}: no open size is called `{}`; there are {}", e.name, open.join(", ")))),
+        None => Ok(()),
+    }
 }
 
 /// Schedules that were measured to be the best, by target.
@@ -151,6 +168,7 @@ pub(crate) fn plan(model: Source, options: &CompileOptions, members: Members) ->
     }
     stage(options, "reading the model", 0);
     let Model { mut graph, mut notes, requirements, .. } = import(model, &options.shapes)?;
+    check_expected(&graph, options)?;
     let missing = build::missing(&graph);
     if !missing.is_empty() {
         return Err(Error::Unsupported(gaps::message(&gaps::no_kernel(&graph, &missing))));

@@ -32,7 +32,7 @@ pub use error::Error;
 pub use gaps::{Gap, gaps};
 pub use import::import;
 pub use lock::TuneLock;
-pub use options::{CompileOptions, Compiled, Emit, OptLevel, Planning, Progress, ShapeArg, Source, Verify};
+pub use options::{CompileOptions, Compiled, Emit, Expected, OptLevel, Planning, Progress, ShapeArg, Source, Verify};
 pub use pavage_frontend as frontend;
 pub use pavage_ir as ir;
 pub use pavage_passes as passes;

@@ -111,6 +111,32 @@ impl fmt::Display for ShapeArg {
     }
 }
 
+/// A size that is left to run time, and what it is expected to be: what plans are chosen for. They are right for every other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The size's name, as `pavage inspect` prints it.
+    pub name: String,
+    /// Its value, at least 1.
+    pub value: i64,
+}
+
+impl FromStr for Expected {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let found = s.rsplit_once('=').and_then(|(name, value)| Some((name, value.trim().parse::<i64>().ok()?)));
+        match found {
+            Some((name, value)) if !name.is_empty() && value > 0 => Ok(Expected { name: name.into(), value }),
+            _ => Err(format!("`{s}`: an expected size is NAME=512")),
+        }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.value)
+    }
+}
+
 /// Hears what a compilation is doing.
 pub trait Progress: Sync {
     /// A stage has done `done` of `total` steps; `total` is 0 when it is not known.
@@ -127,6 +153,8 @@ pub struct CompileOptions<'a> {
     pub targets: Vec<String>,
     /// Sizes that are fixed; all others are left to run time.
     pub shapes: Vec<ShapeArg>,
+    /// What sizes that stay open are expected to be; others are taken as 64 where a plan is chosen.
+    pub expected: Vec<Expected>,
     /// `fused`, `unfused`.
     pub plans: Vec<String>,
     /// How much work the optimiser does.
@@ -152,6 +180,7 @@ impl Default for CompileOptions<'_> {
         CompileOptions {
             targets: vec!["native".into()],
             shapes: Vec::new(),
+            expected: Vec::new(),
             plans: vec!["fused".into(), "unfused".into()],
             opt_level: OptLevel::default(),
             dump_after: Vec::new(),
@@ -170,6 +199,7 @@ impl CompileOptions<'_> {
     pub fn flags(&self) -> Vec<String> {
         let mut flags: Vec<String> = self.targets.iter().map(|t| format!("--target={t}")).collect();
         flags.extend(self.shapes.iter().map(|s| format!("--shape={s}")));
+        flags.extend(self.expected.iter().map(|e| format!("--expect={e}")));
         flags.push(format!("--plans={}", self.plans.join(",")));
         flags.push(format!("-{:?}", self.opt_level));
         flags.extend(self.precision.flags());
@@ -189,6 +219,8 @@ impl CompileOptions<'_> {
                 options.targets.push(target.into());
             } else if let Some(shape) = flag.strip_prefix("--shape=") {
                 options.shapes.push(shape.parse().map_err(Error::Request)?);
+            } else if let Some(expected) = flag.strip_prefix("--expect=") {
+                options.expected.push(expected.parse().map_err(Error::Request)?);
             } else if let Some(plans) = flag.strip_prefix("--plans=") {
                 options.plans = plans.split(',').map(str::to_string).collect();
             } else if flag.starts_with("--tune-lock=") {
@@ -266,6 +298,7 @@ mod tests {
         let options = CompileOptions {
             targets: vec!["x86-64-v3".into(), "sm_80".into()],
             shapes: vec!["x=[1,3,8]".parse().unwrap(), "batch=4".parse().unwrap()],
+            expected: vec!["past=511".parse().unwrap()],
             plans: vec!["fused".into()],
             opt_level: OptLevel::O1,
             ..CompileOptions::default()
@@ -285,6 +318,9 @@ mod tests {
         assert_eq!("batch=4".parse(), Ok(ShapeArg::Size { name: "batch".into(), value: 4 }));
         for bad in ["", "x", "x=", "x=1xx2", "x=-1", "x=[1,b]", "x=99999999999999999999"] {
             assert!(bad.parse::<ShapeArg>().is_err(), "{bad}");
+        }
+        for bad in ["", "past", "past=", "=4", "past=0", "past=-1", "past=2x3"] {
+            assert!(bad.parse::<Expected>().is_err(), "{bad}");
         }
         for good in ["x=[1,3,8]", "batch=4", "sr=[]"] {
             assert_eq!(good.parse::<ShapeArg>().unwrap().to_string(), good);

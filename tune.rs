@@ -7,7 +7,7 @@
 use crate::{
     Artifact, Device, Error, Options, Session, Source, Tensor, TuneLock,
     bisect::{Site, pair},
-    compile::{Members, Planned, code, costs as costs_with, plan, predicted_costs},
+    compile::{Members, Planned, code, costs as costs_with, plan, predicted_for},
     options::CompileOptions,
 };
 use pavage_codegen::{
@@ -239,7 +239,7 @@ fn measure(tuning: &Tuning, planned: &Planned, options: &CompileOptions, fresh: 
         }
         rounds += 1;
     }
-    let costs = predicted_costs(&planned.targets[0].0);
+    let costs = predicted_for(&planned.targets[0].0, options);
     let times: Vec<BTreeMap<&str, [f64; 2]>> = variants.iter().map(Variant::kernels).collect();
     for choice in &fresh {
         // A kernel with few schedules ran with each of them in several variants.

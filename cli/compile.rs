@@ -10,7 +10,7 @@ use pavage::passes::precision::{
     quantise::{Method, Symmetry},
 };
 use pavage::precision::{LayerReport, MaxError, PrecisionOptions, PrecisionReport, Sample, Wanted};
-use pavage::{Artifact, CompileOptions, Device, Emit, OptLevel, Options, ShapeArg, Source, TuneLock, Verify, compile};
+use pavage::{Artifact, CompileOptions, Device, Emit, Expected, OptLevel, Options, ShapeArg, Source, TuneLock, Verify, compile};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,10 @@ pub(crate) struct Args {
     /// Fix a size (batch=1) or an input's shape (x=1x3x224x224). Others are left to run time.
     #[arg(long = "shape", value_name = "NAME=SIZE")]
     shapes: Vec<ShapeArg>,
+    /// What a size that stays open is expected to be (past=511): plans are chosen for it, and right for every other; 64 where
+    /// nothing is said.
+    #[arg(long = "expect", value_name = "NAME=SIZE")]
+    expected: Vec<Expected>,
     /// Plans to make.
     #[arg(long, value_delimiter = ',', default_value = "fused,unfused")]
     plans: Vec<String>,
@@ -196,6 +200,7 @@ pub(crate) fn main(args: &Args) -> Done {
         &CompileOptions {
             targets: args.targets.clone(),
             shapes: args.shapes.clone(),
+            expected: args.expected.clone(),
             plans: args.plans.clone(),
             opt_level: args.opt_level,
             dump_after: args.dump_after.clone(),

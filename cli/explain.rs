@@ -230,7 +230,10 @@ pub(crate) fn main(args: &Args) -> Done {
     if args.kernel.is_none() {
         kernels.sort_by(|a, b| b.total_ns().total_cmp(&a.total_ns()).then(a.number.cmp(&b.number)));
         let (launches, ns) = kernels.iter().fold((0, 0.0), |(n, ns), k| (n + k.launches, ns + k.total_ns()));
-        say(format!("{}, {}, predicted {}\n", text::count(kernels.len(), "kernel"), format_args!("{launches} launches"), text::time(ns)));
+        let flags = Artifact::open(&args.artifact)?.manifest().flags.clone();
+        let expected: Vec<&str> = flags.iter().filter_map(|f| f.strip_prefix("--expect=")).collect();
+        let at = if expected.is_empty() { String::new() } else { format!(" at {}", expected.join(", ")) };
+        say(format!("{}, {launches} launches, predicted {}{at}\n", text::count(kernels.len(), "kernel"), text::time(ns)));
     }
     say(kernels.iter().map(Explained::lines).collect::<Vec<_>>().join("\n"));
     Ok(())

@@ -43,6 +43,43 @@ fn compile_reports_and_inspect_shows_what_is_inside() {
 }
 
 #[test]
+fn what_sizes_are_expected_to_be_decides_plans() {
+    let dir = folder("expect");
+    let model = dir.join("decode.ir");
+    std::fs::write(
+        &model,
+        "graph @decode(%q: f16[4,1,64], %k: f16[4,past + 1,64], %v: f16[4,past + 1,64]) where past in 1.. {
+  %kt = transpose[perm=[0,2,1]] %k : f16[4,64,past + 1]
+  %s = matmul[out=f16] %q, %kt : f16[4,1,past + 1]
+  %top = reduce[f=max,axes=[2]] %s : f16[4,1,1]
+  %tb = broadcast[shape=[4,1,past + 1]] %top : f16[4,1,past + 1]
+  %below = sub %s, %tb : f16[4,1,past + 1]
+  %e = exp %below : f16[4,1,past + 1]
+  %sum = reduce[f=sum,axes=[2]] %e : f16[4,1,1]
+  %sb = broadcast[shape=[4,1,past + 1]] %sum : f16[4,1,past + 1]
+  %p = div %e, %sb : f16[4,1,past + 1]
+  %y = matmul[out=f16] %p, %v : f16[4,1,64]
+  return %y as \"y\"
+}
+",
+    )
+    .unwrap();
+    let (model, artifact) = (model.to_str().unwrap(), dir.join("decode.pav"));
+    let artifact = artifact.to_str().unwrap();
+    let explained = |more: &[&str]| {
+        pavage(["compile", model, "--target", "sm_90a", "--plans", "fused", "-o", artifact].into_iter().chain(more.iter().copied())).exits(0);
+        pavage(["explain", artifact]).exits(0).stdout
+    };
+    assert!(!explained(&[]).contains("attention_parts (k"));
+    let many = explained(&["--expect", "past=4095"]);
+    assert!(many.contains("attention_parts (k") && many.contains("at past=4095"), "{many}");
+    assert!(pavage(["inspect", artifact]).exits(0).stdout.contains("--expect=past=4095"));
+    pavage(["compile", model, "--expect", "keys=4095", "-o", artifact]).exits(1).says(&["keys", "past"]);
+    pavage(["compile", DIGITS, "--shape", "n=1", "--expect", "n=4", "-o", artifact]).exits(1).says(&["no size open"]);
+    pavage(["compile", model, "--expect", "past", "-o", artifact]).exits(1).says(&["NAME=512"]);
+}
+
+#[test]
 fn explain_says_why() {
     let dir = folder("explain");
     let path = compiled(&dir);

@@ -135,7 +135,7 @@ fn pays(region: &Region, place: &RegionOutput, copy: &Region, costs: &Costs) -> 
     if region.heart != Heart::Map {
         return true;
     }
-    let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size).max(1);
+    let size = |d: &Dim| costs.nominal(d).max(1);
     let points: i64 = region.space.iter().map(size).product();
     let address = place.address();
     let mut run = 1;

@@ -6,7 +6,6 @@
 use crate::{Changed, Ctx, PassError, eqsat::cost::Costs, rebuild::Rebuild};
 use pavage_ir::{
     DType, Dim, Graph, Op, Scalar, ScalarFn, Tensor, TensorType, Value,
-    dim::Atom,
     op::{EvalArgs, TypeArgs},
 };
 use std::collections::BTreeMap;
@@ -75,7 +74,7 @@ pub(crate) fn emit(r: &mut Rebuild, packed: &Packed) -> Result<Value, PassError>
 /// a gather picks from.
 pub(crate) fn operand(graph: &Graph, v: Value, costs: &Costs) -> Option<usize> {
     let ty = graph.ty(v);
-    let size = |d: &Dim| d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(costs.nominal_size)).unwrap_or(costs.nominal_size);
+    let size = |d: &Dim| costs.nominal(d);
     let operands = graph.operands(v.node);
     let floats = |i: usize| operands.get(i).is_some_and(|o| graph.ty(*o).dtype == DType::F32);
     match graph.op(v.node)? {

@@ -308,6 +308,17 @@ fn attention_is_not_split_where_that_gains_nothing() {
 }
 
 #[test]
+fn attention_over_an_open_number_of_keys_is_split_where_many_are_expected() {
+    let source = attention_of("4", "1", "n + 1", 64);
+    let expecting = |n: i64| {
+        let expected = std::collections::BTreeMap::from([("n".to_string(), n)]);
+        planned(&source, cost::Costs { expected: Some(std::sync::Arc::new(expected)), ..cost::GPU })
+    };
+    assert!(!expecting(63).iter().any(|k| k.contains("attention_parts")));
+    assert!(expecting(4095).iter().any(|k| k.contains("attention_parts")));
+}
+
+#[test]
 fn the_most_probable_need_no_softmax() {
     for case in ["softmax_topk", "softmax_topk_2", "softmax_topk_3"] {
         let [cpu, _] = planted(case);

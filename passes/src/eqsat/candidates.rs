@@ -197,7 +197,7 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs, limits: &mut BTreeSet<String
             let mut args = term.args.clone();
             args.sort();
             args.dedup();
-            let bytes = |id: &Id| s.egraph[*id].data.ty.const_shape().map_or(4096, |d| d.iter().product::<usize>()) as f64 * 4.0;
+            let bytes = |id: &Id| cost::elements(&s.egraph[*id].data.ty, costs) * 4.0;
             let cost = if fuse::is_control(op) { costs.launch_ns * args.len() as f64 + costs.memory_ns(2.0 * bytes(&root)) } else { 0.0 };
             found.push(Candidate::new(vec![(root, term.clone())], args, cost));
             if fuse::is_control(op) {

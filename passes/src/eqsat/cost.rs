@@ -64,6 +64,8 @@ pub struct Costs {
     pub edge_ns: f64,
     /// Value of a size symbol when nothing better is known.
     pub nominal_size: i64,
+    /// What the user expects of size symbols, by name.
+    pub expected: Option<Arc<BTreeMap<String, i64>>>,
     /// Times that a tuner measured.
     pub measured: Option<Arc<Measured>>,
 }
@@ -104,6 +106,7 @@ pub const CPU: Costs = Costs {
     packed_rows: 4096,
     packed_pixels: 4,
     nominal_size: 64,
+    expected: None,
     measured: None,
 };
 
@@ -147,6 +150,7 @@ pub const GPU: Costs = Costs {
     packed_rows: 16,
     packed_pixels: 0,
     nominal_size: 64,
+    expected: None,
     measured: None,
 };
 
@@ -178,9 +182,18 @@ impl Costs {
         products.max(others) + 0.5 * products.min(others)
     }
 
-    /// A size, symbols at their nominal value.
+    /// A size: symbols as they are expected, or at their nominal value.
+    pub(crate) fn nominal(&self, d: &Dim) -> i64 {
+        let symbol = |a: &Atom| match a {
+            Atom::Sym(s) => Some(self.expected.as_ref().and_then(|e| e.get(&*s.name).copied()).unwrap_or(self.nominal_size)),
+            _ => None,
+        };
+        d.eval(&symbol).unwrap_or(self.nominal_size)
+    }
+
+    /// [`Costs::nominal`], to calculate with.
     pub(super) fn size(&self, d: &Dim) -> f64 {
-        d.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(self.nominal_size)).unwrap_or(self.nominal_size) as f64
+        self.nominal(d) as f64
     }
 
     /// Points of so many contractions of `m` by `n`, rounded up to what the device computes.
