@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
 const HOMES: [(&str, &[&str]); 9] = [
     ("petgraph", &["ir/src/graph.rs"]),
     ("egg", &["passes/src/eqsat", "passes/src/rules"]),
-    ("microlp", &["passes/src/eqsat/ilp.rs"]),
+    ("good_lp", &["passes/src/eqsat/ilp.rs"]),
     ("melior", &["codegen/src/mlir.rs", "codegen/src/mlir/"]),
     ("mlir_sys", &["codegen/src/mlir.rs", "codegen/src/mlir/"]),
     ("inkwell", &["codegen/src/llvm.rs", "codegen/src/llvm/"]),

@@ -203,7 +203,6 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let four = Ty::of_lanes(s.acc, 4);
     let none = b.constant_of(Scalar::F(0.0).cast(s.acc), four);
     let count = (rows * 4 * cols) as usize;
-    let step = 8 / rows.max(cols);
     let (av, bv) = (fetch(&mut b, &mut env, &lhs, m0, zero), fetch(&mut b, &mut env, &rhs, n0, zero));
     stash(&mut b, &lhs, zero, &av);
     stash(&mut b, &rhs, zero, &bv);
@@ -219,13 +218,13 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
         let half = |b: &mut Builder, x: &Side, t: Val| b.mul_i(t, bk * x.pitch());
         let (lh, rh) = (half(b, &lhs, turn), half(b, &rhs, turn));
         let (lt, rt) = (b.add(lh, ty), b.add(rh, tx));
-        // A loop and no straight line: what runs once is as slow as its instructions are fetched, some 6 ns each.
+        // A deep tile is a loop and no straight line: what runs once is as slow as its instructions are fetched, some 6 ns each.
         let (first, end) = (b.index(0), b.index(bk));
-        let accs = b.for_(first, end, step, accs, |b, k1, accs| {
+        let accs = b.for_(first, end, BK, accs, |b, k1, accs| {
             let mut accs = accs.to_vec();
             let (lk, rk) = (b.mul_i(k1, lhs.pitch()), b.mul_i(k1, rhs.pitch()));
             let (lk, rk) = (b.add(lt, lk), b.add(rt, rk));
-            for kk in 0..step {
+            for kk in 0..BK {
                 let mut quarters = |x: &Side, from: Val, count: i64| -> Vec<Val> {
                     let at: Vec<Val> = (0..count).map(|q| b.add_i(from, kk * x.pitch() + 64 * q)).collect();
                     at.into_iter().map(|i| b.load(x.tile, i, 4)).collect()

@@ -386,18 +386,15 @@ impl Writer<'_> {
         let zero = b.index(0);
         let commit = |b: &mut Builder| b.word(Op::Mma(M::CpAsyncCommit), &[], &[], vec![], &[]);
         let wait = |b: &mut Builder, pending: i64| b.word(Op::Mma(M::CpAsyncWait { pending: pending as u8 }), &[], &[], vec![], &[]);
-        // A loop, since code that runs once takes as long as it is fetched: evaluated operands are hundreds of instructions.
-        let last = b.index(t.stages - 1);
-        b.for_(zero, last, 1, &[], |b, stage, _| {
-            let k0 = b.mul_i(stage, t.bk);
+        for s in 0..t.stages - 1 {
+            let (stage, k0) = (b.index(s), b.index(s * t.bk));
             for left in [true, false] {
                 self.copy(b, left, k0, stage);
                 let chunks = self.fetch(b, left, k0);
                 self.stash(b, left, stage, &chunks);
             }
             commit(b);
-            vec![]
-        });
+        }
         wait(b, t.stages - 2);
         b.barrier();
         let first = self.frags(b, zero, 0);

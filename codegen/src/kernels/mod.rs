@@ -47,7 +47,7 @@ mod weights;
 pub mod winograd;
 
 use crate::{targets::Target, tile};
-use pavage_ir::{DType, Dim, Region, Schedule, Tensor};
+use pavage_ir::{DType, Dim, Region, Schedule, Tensor, dim::Atom};
 
 /// A kernel with all that a plan needs to launch it.
 #[derive(Clone, Debug)]
@@ -239,11 +239,11 @@ pub fn build(region: &Region, target: &Target, name: &str, facts: &ArgFacts, cho
     if let Some(schedule) = chosen {
         let family = FAMILIES.iter().find(|f| f.name == schedule.family && !(f.schedules)(region, target, facts).is_empty());
         let family = family.ok_or_else(|| KernelError::Schedule { schedule: schedule.to_string(), region: region.name.clone() })?;
-        return (family.build)(region, schedule, target, name, facts);
+        return (family.build)(region, schedule, target, name, facts).map(|built| overlapped(built, target));
     }
     for family in FAMILIES {
         if let Some(schedule) = (family.schedules)(region, target, facts).first() {
-            return (family.build)(region, schedule, target, name, facts);
+            return (family.build)(region, schedule, target, name, facts).map(|built| overlapped(built, target));
         }
     }
     Err(KernelError::NoFamily {
@@ -252,6 +252,29 @@ pub fn build(region: &Region, target: &Target, name: &str, facts: &ArgFacts, cho
         target: target.name().to_owned(),
         tried: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
     })
+}
+
+/// Blocks a multiprocessor of kernels that begin under the end of the one before: in more waves waiting costs each block more than
+/// the first ones gain.
+const OVERLAPPED_BLOCKS: i64 = 4;
+/// What a size that is open counts as there.
+const NOMINAL: i64 = 64;
+
+/// The kernel with its start under the end of the one before, where GPUs can (programmatic dependent launch, CUDA programming guide): it is brought onto the
+/// device while that ends, waits for all that was written before it touches memory, and then lets the next one come.
+///
+/// Not for contractions on the general cores: blocks that come early crowd on the multiprocessors that are free by then, and compute there at half the pace
+/// while others idle.
+fn overlapped(mut built: Built, target: &Target) -> Built {
+    let Target::Gpu(gpu) = target else { return built };
+    let blocks = built.grid.iter().flatten().cloned().product::<Dim>();
+    let blocks = blocks.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(NOMINAL)).unwrap_or(i64::MAX);
+    if gpu.sm >= 90 && built.schedule.family != gemm_gpu::FAMILY.name && blocks <= OVERLAPPED_BLOCKS * i64::from(gpu.sms) {
+        let word = |w| tile::Stmt { op: tile::Op::Hopper(w), args: vec![], bufs: vec![], blocks: vec![], results: vec![] };
+        built.kernel.body.stmts.splice(0..0, [word(tile::hopper::HopperWord::PdlWait), word(tile::hopper::HopperWord::PdlTrigger)]);
+        built.kernel.launch.pdl = true;
+    }
+    built
 }
 
 /// A builder for `target`.

@@ -1,21 +1,21 @@
-//! Extraction as an integer program: what the frontier DP is checked with. Behind the feature `ilp`, which no build needs.
+//! Extraction as an integer program: what the frontier DP is checked with. Behind the feature `ilp`, which no build needs; the
+//! feature `highs` solves it with HiGHS, which takes all parts of real models that are too large for the solver in plain Rust.
 //!
 //! A binary variable a kernel says whether it runs, one a class whether it is wanted. A root is wanted; a wanted class has
 //! a kernel of its own or one that gives it; the arguments of a kernel that runs are wanted. Circles are cut off as they turn up: of the kernels of a circle at least one does
 //! not run. The DP leaves out kernels that close a circle in its order of the classes; this does not.
-use super::{candidates, every_rule, joint, roots, saturate, templates};
+use super::{candidates, every_rule, extract, joint, roots, saturate, templates};
 use crate::{Ctx, PassError};
 use candidates::Candidates;
 use egg::Id;
-use microlp::{ComparisonOp, OptimizationDirection, Problem, Variable};
-use pavage_ir::{Graph, text};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
+use good_lp::{
+    Expression, ProblemVariables, ResolutionError, Solution, SolverModel, Variable, WithMipGap, WithTimeLimit, constraint, solvers::SolutionStatus, variable,
 };
+use pavage_ir::{Graph, text};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// What the solver may take for one program.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Seconds that the solver may take for one program.
+const LIMIT: f64 = 60.0;
 
 /// What both searches say of one part of a graph.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +28,8 @@ pub struct Compared {
     pub ilp: Option<f64>,
 }
 
-/// Both searches on each distinct part of `graph`.
-pub fn compare(graph: &Graph, ctx: &Ctx) -> Result<Vec<Compared>, PassError> {
+/// Both searches on each distinct part of `graph`: among kernels of one class, and with those of several that extraction came to offer.
+pub fn compare(graph: &Graph, ctx: &Ctx) -> Result<Vec<[Compared; 2]>, PassError> {
     let mut seen = BTreeSet::new();
     let mut found = vec![];
     for part in templates::split(graph)? {
@@ -39,8 +39,10 @@ pub fn compare(graph: &Graph, ctx: &Ctx) -> Result<Vec<Compared>, PassError> {
         let saturated = saturate(&part.graph, &part.constants, &every_rule()?, &ctx.costs)?;
         let mut all = candidates::form_all(&saturated, &ctx.costs)?;
         let roots = roots(&part.graph, part.graph.outputs.len(), &saturated);
+        let compared = |all: &Candidates, dp: f64| Ok::<_, PassError>(Compared { kernels: all.kernels.len(), dp, ilp: optimum(all, &roots)? });
+        let single = compared(&all, extract::extract(&all, &roots, ctx.search)?.cost)?;
         let dp = joint::choose(&saturated, &mut all, &roots, ctx.search, &ctx.costs)?.cost;
-        found.push(Compared { kernels: all.kernels.len(), dp, ilp: optimum(&all, &roots)? });
+        found.push([single, compared(&all, dp)?]);
     }
     Ok(found)
 }
@@ -60,35 +62,57 @@ pub fn optimum(all: &Candidates, roots: &[Id]) -> Result<Option<f64>, PassError>
     }
 }
 
+#[cfg(feature = "highs")]
+fn solver(program: good_lp::variable::UnsolvedProblem) -> impl SolverModel<Error = ResolutionError> + WithTimeLimit + WithMipGap {
+    good_lp::highs(program)
+}
+
+#[cfg(not(feature = "highs"))]
+fn solver(program: good_lp::variable::UnsolvedProblem) -> impl SolverModel<Error = ResolutionError> + WithTimeLimit + WithMipGap {
+    good_lp::microlp(program)
+}
+
 /// The kernel of each class that the cheapest plan without these circles wants.
 fn solve(all: &Candidates, roots: &[Id], circles: &[Vec<usize>]) -> Result<Option<BTreeMap<Id, usize>>, PassError> {
-    let mut program = Problem::new(OptimizationDirection::Minimize);
-    program.set_time_limit(LIMIT);
-    let runs: Vec<Variable> = all.kernels.iter().map(|k| program.add_binary_var(k.cost)).collect();
+    let mut variables = ProblemVariables::new();
+    let runs: Vec<Variable> = all.kernels.iter().map(|_| variables.add(variable().binary())).collect();
     let least = |class: &Id| if roots.contains(class) { 1.0 } else { 0.0 };
-    let wanted: BTreeMap<Id, Variable> = all.by_class.keys().map(|c| (*c, program.add_var(0.0, (least(c), 1.0)))).collect();
+    let wanted: BTreeMap<Id, Variable> = all.by_class.keys().map(|c| (*c, variables.add(variable().min(least(c)).max(1.0)))).collect();
+    let cost: Expression = all.kernels.iter().zip(&runs).map(|(k, runs)| k.cost * *runs).sum();
+    let mut program = solver(variables.minimise(cost)).with_time_limit(LIMIT);
     for (class, kernels) in &all.by_class {
-        let mut row: Vec<(Variable, f64)> = kernels.iter().map(|k| (runs[*k], 1.0)).collect();
-        program.add_constraint(&row, ComparisonOp::Le, 1.0);
-        row.extend((0..all.kernels.len()).filter(|k| all.kernels[*k].also.contains(class)).map(|k| (runs[k], 1.0)));
-        row.push((wanted[class], -1.0));
-        program.add_constraint(&row, ComparisonOp::Ge, 0.0);
+        let own: Expression = kernels.iter().map(|k| Expression::from(runs[*k])).sum();
+        let given: Expression = (0..all.kernels.len()).filter(|k| all.kernels[*k].also.contains(class)).map(|k| Expression::from(runs[k])).sum();
+        program.add_constraint(constraint!(own.clone() <= 1.0));
+        program.add_constraint(constraint!(own + given >= wanted[class]));
         // One row an argument for all kernels of the class: tighter than one a kernel.
         let args: BTreeSet<Id> = kernels.iter().flat_map(|k| &all.kernels[*k].args).copied().collect();
         for arg in args {
             let Some(wanted) = wanted.get(&arg) else { continue };
-            let readers = kernels.iter().filter(|k| all.kernels[**k].args.contains(&arg));
-            let row: Vec<(Variable, f64)> = readers.map(|k| (runs[*k], -1.0)).chain([(*wanted, 1.0)]).collect();
-            program.add_constraint(&row, ComparisonOp::Ge, 0.0);
+            let readers: Expression = kernels.iter().filter(|k| all.kernels[**k].args.contains(&arg)).map(|k| Expression::from(runs[*k])).sum();
+            program.add_constraint(constraint!(readers <= *wanted));
+        }
+    }
+    // What a kernel gives beside its own class is for another: as in the DP, no output is written that nobody reads.
+    let readers =
+        |class: &Id| all.kernels.iter().zip(&runs).filter(|(k, _)| k.args.contains(class)).map(|(_, runs)| Expression::from(*runs)).sum::<Expression>();
+    for (kernel, runs) in all.kernels.iter().zip(&runs) {
+        for class in kernel.also.iter().filter(|c| !roots.contains(c)) {
+            program.add_constraint(constraint!(readers(class) >= *runs));
         }
     }
     for circle in circles {
-        let row: Vec<(Variable, f64)> = circle.iter().map(|k| (runs[*k], 1.0)).collect();
-        program.add_constraint(&row, ComparisonOp::Le, circle.len() as f64 - 1.0);
+        let together: Expression = circle.iter().map(|k| Expression::from(runs[*k])).sum();
+        program.add_constraint(constraint!(together <= circle.len() as f64 - 1.0));
     }
-    let outcome = program.solve().map_err(|e| PassError::Rules { reason: format!("the integer program: {e}") })?;
-    let Some(solution) = outcome.solution().filter(|_| outcome.is_optimal()) else { return Ok(None) };
-    let running = |k: &usize| solution.var_value(runs[*k]) > 0.5;
+    let failed = |e: &dyn std::fmt::Display| PassError::Rules { reason: format!("the integer program: {e}") };
+    let solution = match program.with_mip_gap(0.0).map_err(|e| failed(&e))?.solve() {
+        Ok(solution) if matches!(solution.status(), SolutionStatus::Optimal) => solution,
+        // Out of time, with a plan or without one.
+        Ok(_) | Err(ResolutionError::Other(_)) => return Ok(None),
+        Err(e) => return Err(failed(&e)),
+    };
+    let running = |k: &usize| solution.value(runs[*k]) > 0.5;
     let gives = |c: &Id, kernels: &Vec<usize>| {
         let own = kernels.iter().copied().find(|k| running(k));
         own.or_else(|| (0..all.kernels.len()).find(|k| all.kernels[*k].also.contains(c) && running(k)))

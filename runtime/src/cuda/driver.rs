@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 /// Oldest driver interface in use: `cuTensorMapEncodeTiled` and launch attributes came with 12.0.
 const OLDEST: i32 = 12_000;
+/// Since then graphs hold launches that overlap; where they do not, kernels begin one after the other.
+const OVERLAPPING: i32 = 12_030;
 
 /// A GPU.
 #[derive(Clone, Copy)]
@@ -17,9 +19,9 @@ pub(crate) struct Gpu {
     pub(crate) max_smem: u32,
 }
 
-/// The driver, initialised once; the error in words if that is not possible.
-fn driver() -> Result<(), Error> {
-    static STATE: OnceLock<Result<(), String>> = OnceLock::new();
+/// The driver, initialised once, and its version; the error in words if that is not possible.
+fn driver() -> Result<i32, Error> {
+    static STATE: OnceLock<Result<i32, String>> = OnceLock::new();
     let state = STATE.get_or_init(|| {
         // SAFETY: tries to open the driver's library.
         if !unsafe { sys::is_culib_present() } {
@@ -35,7 +37,7 @@ fn driver() -> Result<(), Error> {
             let say = |v: i32| format!("CUDA {}.{}", v / 1000, v % 1000 / 10);
             return Err(format!("the driver supports {}, {} is needed", say(version), say(OLDEST)));
         }
-        Ok(())
+        Ok(version)
     });
     state.clone().map_err(Error::NoGpu)
 }
@@ -122,6 +124,8 @@ pub(crate) struct Context {
     pub(crate) name: String,
     pub(crate) capability: Capability,
     pub(crate) max_smem: u32,
+    /// Whether launches may overlap in recorded graphs too.
+    pub(crate) overlaps: bool,
     handle: sys::CUcontext,
     gpu: sys::CUdevice,
 }
@@ -139,7 +143,9 @@ impl Context {
         // SAFETY: `handle` is written by the call.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut handle, gpu.handle) };
         plain("opening a context", retained).map_err(Error::NoGpu)?;
-        let context = Arc::new(Context { name: format!("cuda:{ordinal}"), capability: gpu.capability, max_smem: gpu.max_smem, handle, gpu: gpu.handle });
+        let overlaps = driver()? >= OVERLAPPING;
+        let name = format!("cuda:{ordinal}");
+        let context = Arc::new(Context { name, capability: gpu.capability, max_smem: gpu.max_smem, overlaps, handle, gpu: gpu.handle });
         context.make_current()?;
         Ok(context)
     }

@@ -78,7 +78,7 @@ impl Kernels {
         self.parameters.clear();
         self.parameters.extend(self.words.iter_mut().map(|w| (w as *mut u64).cast::<c_void>()));
         self.parameters.extend(self.maps.iter_mut().map(|m| (m as *mut sys::CUtensorMap).cast::<c_void>()));
-        let mut attributes = attributes(gpu);
+        let mut attributes = attributes(gpu, context.overlaps);
         let config = sys::CUlaunchConfig {
             gridDimX: shape.grid[0],
             gridDimY: shape.grid[1],
@@ -106,8 +106,8 @@ struct Attributes {
     count: u32,
 }
 
-/// Cluster and programmatic dependent launch, where the plan has them.
-fn attributes(gpu: &GpuLaunch) -> Attributes {
+/// Cluster and programmatic dependent launch, where the plan and the driver have them.
+fn attributes(gpu: &GpuLaunch, overlaps: bool) -> Attributes {
     // SAFETY: plain numbers; all zero is a value of it.
     let mut list: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
     let mut count = 0;
@@ -117,7 +117,7 @@ fn attributes(gpu: &GpuLaunch) -> Attributes {
         list[count].value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
         count += 1;
     }
-    if gpu.pdl {
+    if gpu.pdl && overlaps {
         list[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         list[count].value.programmaticStreamSerializationAllowed = 1;
         count += 1;
