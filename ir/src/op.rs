@@ -300,6 +300,9 @@ ops! {
     /// `w` (`[o, c / groups, kernel...]` in either layout); accumulates as `matmul` does. The result has the
     /// operands' dtype, i32 for narrower integers.
     "conv" = Conv("x", "w") { strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, groups: usize, layout: Layout } infer ops::conv::infer, eval ops::conv::eval;
+    /// What each window of a convolution sees, side by side: `x[n, spatial..., c]` gives `[n, out..., width]`, element `tap * c + channel` (taps of
+    /// `kernel` in row-major order) being `x` there, 0 in the padding and from `taps * c` on. No importer makes it: rules find it.
+    "patches" = Patches("x") { kernel: Vec<usize>, strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, width: usize } infer ops::patches::infer, eval ops::patches::eval;
     /// The gradient of `conv` by its input: `w` is `[c, o / groups, kernel...]`; `extra` elements are added at
     /// the end of each spatial axis. Result dtype as for `conv`.
     "conv_transpose" = ConvTranspose("x", "w") { strides: Vec<usize>, dilations: Vec<usize>, lo: Vec<i64>, hi: Vec<i64>, extra: Vec<usize>, groups: usize, layout: Layout } infer ops::conv::infer_transpose, eval ops::conv::eval_transpose;

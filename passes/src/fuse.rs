@@ -337,9 +337,18 @@ pub(crate) fn assemble_exact(graph: &Graph, order: &Order, members: &[NodeId], o
     let mut members = members.to_vec();
     members.sort_by_key(|n| order.of(*n));
     match form(graph, &members, outputs)? {
-        formed if plain(&formed.region) => Ok((members, formed)),
+        formed if plain(&formed.region) || over_patches(graph, &members, &formed.region) => Ok((members, formed)),
         _ => Err(Illegal::OffSpine("view")),
     }
+}
+
+/// Whether a contraction's left operand is read window by window, as tiled kernels of wide devices can: candidates absorb patches there alone.
+fn over_patches(graph: &Graph, members: &[NodeId], region: &Region) -> bool {
+    let Heart::Contract { lhs, rhs, .. } = &region.heart else { return false };
+    let patches = members.iter().any(|m| matches!(graph.op(*m), Some(Op::Patches { .. })));
+    let load = |id: ExprId| matches!(region.expr(id), Expr::Load { .. });
+    let affine = |id: ExprId| matches!(region.expr(id), Expr::Load { index, guard: None, .. } if (0..=region.space.len()).all(|k| index.iter().all(|d| d.affine_in(k).is_some())));
+    patches && load(*lhs) && affine(*rhs)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -254,6 +254,77 @@ fn sums_are_not_split_where_that_gains_nothing() {
     }
 }
 
+/// The fused kernels of a graph for a wide device.
+fn on_a_wide_device(source: &str) -> Vec<String> {
+    let mut graph = text::parse(source, &|_| None).unwrap();
+    let ctx = Ctx { costs: cost::GPU, ..Ctx::default() };
+    passes::run(&mut graph, &ctx, passes::PIPELINE).unwrap();
+    let program = build::program("fused", &graph, &|g: &Graph| eqsat::optimise(g, &ctx), &ctx).unwrap();
+    program.body.regions().iter().map(|(r, _)| r.name.clone()).collect()
+}
+
+#[test]
+fn convolutions_of_few_pixels_are_sums_in_parts_on_a_wide_device() {
+    for case in ["im2col", "im2col_2", "im2col_3"] {
+        let [cpu, gpu] = planted(case);
+        assert!(!cpu.iter().any(|k| k.contains("matmul")), "{case}: {cpu:?}");
+        assert!(
+            !gpu.iter().any(|k| k.contains("conv")) && gpu.iter().any(|k| k == "patches_matmul") && gpu.iter().any(|k| k.starts_with("reduce")),
+            "{case}: {gpu:?}"
+        );
+    }
+    let [cpu, gpu] = planted("im2col_kept");
+    assert!([&cpu, &gpu].iter().all(|k| k.iter().any(|k| k.starts_with("conv")) && !k.iter().any(|k| k.contains("matmul"))), "{cpu:?} {gpu:?}");
+}
+
+#[test]
+fn convolutions_are_plain_products_where_whole_tiles_pay() {
+    // Windows of one pixel: of many pixels, a matrix that is copied in whole tiles; of few, the kernel of convolutions begins sooner.
+    for (pixels, channels, filters, product) in [(100_352, 64, 256, true), (6272, 1024, 256, true), (784, 128, 512, false), (196, 256, 1024, false)] {
+        let source = format!(
+            "graph @point(%x: f16[1,{pixels},1,{channels}], %w: f16[{filters},{channels},1,1]) {{
+  %0 = conv[strides=[1,1],dilations=[1,1],lo=[0,0],hi=[0,0],groups=1,layout=nhwc] %x, %w : f16[1,{pixels},1,{filters}]
+  %1 = tanh %0 : f16[1,{pixels},1,{filters}]
+  return %1 as \"y\"
+}}"
+        );
+        assert_eq!(on_a_wide_device(&source), [if product { "matmul_tanh" } else { "conv_tanh" }], "{pixels} {channels} {filters}");
+    }
+    // An image of three channels is no matter of copies until a kernel has laid out what windows see.
+    for (size, laid_out) in [(224, true), (16, false)] {
+        let half = size / 2;
+        let source = format!(
+            "graph @stem(%x: f16[1,{size},{size},3], %w: f16[64,3,7,7]) {{
+  %0 = conv[strides=[2,2],dilations=[1,1],lo=[3,3],hi=[3,3],groups=1,layout=nhwc] %x, %w : f16[1,{half},{half},64]
+  return %0 as \"y\"
+}}"
+        );
+        let kernels = on_a_wide_device(&source);
+        assert_eq!(kernels.iter().any(|k| k == "patches") && kernels.iter().any(|k| k == "matmul"), laid_out, "{size}: {kernels:?}");
+    }
+}
+
+#[test]
+fn minimal_filtering_pays_on_a_wide_device_where_there_is_enough_of_it() {
+    let source = |dtype: &str, images: usize, size: usize, channels: usize| {
+        let image = format!("{dtype}[{images},{size},{size},{channels}]");
+        let weights = vec!["0.5, -0.25, 0.75"; 3 * channels * channels].join(", ");
+        format!(
+            "graph @windows(%x: {image}) {{
+  %w = const {dtype}[{channels},{channels},3,3] {{{weights}}}
+  %0 = conv[strides=[1,1],dilations=[1,1],lo=[1,1],hi=[1,1],groups=1,layout=nhwc] %x, %w : {image}
+  return %0 as \"y\"
+}}"
+        )
+    };
+    for (dtype, images, size, channels, wanted) in
+        [("f32", 1, 28, 128, true), ("f32", 32, 56, 64, true), ("f16", 32, 7, 256, true), ("f16", 1, 28, 128, false), ("f16", 32, 56, 64, false)]
+    {
+        let kernels = on_a_wide_device(&source(dtype, images, size, channels));
+        assert_eq!(kernels.iter().any(|k| k.starts_with("winograd")), wanted, "{dtype} {images} {size} {channels}: {kernels:?}");
+    }
+}
+
 #[test]
 fn attention_reads_shared_keys_where_they_lie_on_a_wide_device() {
     for case in ["grouped_attention", "grouped_attention_2", "grouped_attention_3"] {

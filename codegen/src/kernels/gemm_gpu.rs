@@ -56,7 +56,7 @@ fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule
         // Two blocks share a multiprocessor; a larger tile reads less for what it computes.
         let waves = (tiles + 2 * i64::from(gpu.sms) - 1) / (2 * i64::from(gpu.sms));
         let cost = waves * (rows * cols * 8 + rows + cols);
-        let deep = if tiles < 2 * i64::from(gpu.sms) && rows * cols == 1 && known(s.k, 256) >= 4 * BK { 4 * BK } else { BK };
+        let deep = if tiles < 2 * i64::from(gpu.sms) && rows * cols == 1 && known(s.k, 256) >= 8 * BK { 4 * BK } else { BK };
         found.push((cost, Schedule::new("gemm_gpu", &[("rows", rows), ("cols", cols), ("bk", deep)])));
     }
     found.sort_by_key(|f| f.0);

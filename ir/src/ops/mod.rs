@@ -12,6 +12,7 @@ pub(crate) mod conv;
 pub(crate) mod elements;
 pub(crate) mod gather;
 pub(crate) mod matmul;
+pub(crate) mod patches;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod quant;

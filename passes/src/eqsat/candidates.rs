@@ -256,12 +256,15 @@ fn of_class(s: &Saturated, root: Id, costs: &Costs, limits: &mut BTreeSet<String
     found
 }
 
-/// The states that read as a view of another class what this one reads as a view.
+/// The states that read as a view of another class what this one reads as a view; on wide devices, where a convolution may be a view of
+/// a product, those that compute it as a convolution too.
 fn other_ways(s: &Saturated, state: &State, members: &[(Id, Term)]) -> Vec<State> {
     let closed = members.iter().filter(|(id, _)| !state.contains_key(id) && s.egraph[*id].nodes.len() > 1);
     closed
         .flat_map(|(id, t)| {
-            let other = |next: &State| next.get(id).is_some_and(|o| o != t && matches!(&o.head, Head::Op(op) if form::is_view(op)));
+            let wide = s.egraph.analysis.costs.units > 1.0;
+            let heart = |op: &Op| wide && matches!(op, Op::Conv { .. });
+            let other = |next: &State| next.get(id).is_some_and(|o| o != t && matches!(&o.head, Head::Op(op) if form::is_view(op) || heart(op)));
             absorb(s, state, *id).into_iter().filter(other).collect::<Vec<_>>()
         })
         .collect()
@@ -418,7 +421,7 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
         return vec![];
     }
     let joined = if window { separable(s, state, arg) } else { None };
-    let views_only = !window && read_by(&form::is_heart);
+    let views_only = !window && (read_by(&form::is_heart) || in_windows(state) && read_by(&|op| matches!(op, Op::Patches { .. })));
     let terms = s.egraph[arg].nodes.iter().filter(|t| match &t.head {
         Head::Leaf(_) => false,
         Head::Op(op) => {
@@ -435,7 +438,28 @@ fn absorb(s: &Saturated, state: &State, arg: Id) -> Vec<State> {
         next.insert(arg, t.clone());
         next
     });
-    grown.chain(joined).collect()
+    grown.chain(joined).chain(patches(s, state, arg)).collect()
+}
+
+/// Whether a product reads its rows window by window.
+fn in_windows(state: &State) -> bool {
+    let has = |of: &dyn Fn(&Op) -> bool| state.values().any(|t| matches!(&t.head, Head::Op(op) if of(op)));
+    has(&|op| matches!(op, Op::MatMul { .. })) && has(&|op| matches!(op, Op::Patches { .. }))
+}
+
+/// The state whose product reads what windows see where the image lies: kernels of wide devices do, as they do for convolutions.
+fn patches(s: &Saturated, state: &State, arg: Id) -> Option<State> {
+    let product = state.values().any(|t| matches!(t.head, Head::Op(Op::MatMul { .. })));
+    if !product || s.egraph.analysis.costs.units < 2.0 {
+        return None;
+    }
+    s.egraph[arg].nodes.iter().filter(|t| matches!(t.head, Head::Op(Op::Reshape { .. }))).find_map(|t| {
+        let under = t.args[0];
+        let windows = s.egraph[under].nodes.iter().find(|t| matches!(t.head, Head::Op(Op::Patches { .. })))?;
+        let mut next = state.clone();
+        next.extend([(arg, t.clone()), (under, windows.clone())]);
+        Some(next)
+    })
 }
 
 /// The state with the depthwise convolution whose result, changed point by point, is the image `arg` of its product.

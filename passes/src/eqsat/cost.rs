@@ -36,6 +36,13 @@ pub struct Costs {
     pub contract_flops_per_ns: f64,
     /// The same where operands have 16 bits.
     pub half_flops_per_ns: f64,
+    /// What contractions of 16-bit operands that are copied piece by piece are rounded up to: of convolutions, and of products whose operands
+    /// do not lie as copies of whole tiles want them.
+    pub piece_tile: [f64; 2],
+    /// Multiply-adds of these.
+    pub piece_flops_per_ns: f64,
+    /// Starting a product whose operands come in whole tiles takes so much longer.
+    pub tiles_fill_ns: f64,
     /// The same of integers of a byte into sums of 32 bits.
     pub byte_flops_per_ns: f64,
     /// Multiply-adds of fused attention.
@@ -93,6 +100,9 @@ pub const CPU: Costs = Costs {
     units: 1.0,
     contract_flops_per_ns: 245.0,
     half_flops_per_ns: 235.0,
+    piece_tile: [4.0, 16.0],
+    piece_flops_per_ns: 235.0,
+    tiles_fill_ns: 0.0,
     byte_flops_per_ns: 900.0,
     attention_flops_per_ns: 24.0,
     map_ops_per_ns: 110.0,
@@ -117,6 +127,8 @@ pub const CPU_AVX2: Costs = Costs {
     half_tile: [4.0, 8.0],
     contract_flops_per_ns: 0.5 * CPU.contract_flops_per_ns,
     half_flops_per_ns: 0.5 * CPU.half_flops_per_ns,
+    piece_tile: [4.0, 8.0],
+    piece_flops_per_ns: 0.5 * CPU.piece_flops_per_ns,
     byte_flops_per_ns: 0.5 * CPU.byte_flops_per_ns,
     map_ops_per_ns: 0.6 * CPU.map_ops_per_ns,
     ..CPU
@@ -124,18 +136,21 @@ pub const CPU_AVX2: Costs = Costs {
 
 /// A Hopper-class GPU, kernels launched from a graph.
 pub const GPU: Costs = Costs {
-    launch_ns: 2000.0,
+    launch_ns: 1500.0,
     boundary_ns: 0.0,
     fill_ns: 500.0,
     levels: [(f64::INFINITY, 3500.0); 4],
     weight_bytes_per_ns: 3500.0,
     write: 1.0,
     lanes: 1.0,
-    tile: [16.0, 64.0],
-    half_tile: [64.0, 128.0],
+    tile: [64.0, 64.0],
+    half_tile: [128.0, 64.0],
     units: 132.0,
     contract_flops_per_ns: 25_000.0,
-    half_flops_per_ns: 500_000.0,
+    half_flops_per_ns: 850_000.0,
+    piece_tile: [32.0, 64.0],
+    piece_flops_per_ns: 135_000.0,
+    tiles_fill_ns: 1000.0,
     // Integer products run in plain loops there.
     byte_flops_per_ns: 2_000.0,
     attention_flops_per_ns: 400_000.0,
@@ -156,12 +171,15 @@ pub const GPU: Costs = Costs {
 
 /// An Ampere-class GPU, kernels launched from a graph.
 pub const SM_80: Costs = Costs {
-    launch_ns: 2500.0,
+    launch_ns: 2000.0,
     levels: [(f64::INFINITY, 1500.0); 4],
     weight_bytes_per_ns: 1500.0,
     units: 108.0,
     contract_flops_per_ns: 12_000.0,
+    half_tile: [64.0, 128.0],
     half_flops_per_ns: 180_000.0,
+    piece_flops_per_ns: 100_000.0,
+    tiles_fill_ns: 0.0,
     attention_flops_per_ns: 120_000.0,
     map_ops_per_ns: 5_000.0,
     ..GPU
@@ -231,7 +249,14 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let points = counter.points();
     let mut around = counter.around();
     let half = region.args.first().is_some_and(|t| t.dtype.bits() == 16);
-    let tile = if half { costs.half_tile } else { costs.tile };
+    let whole = half && in_tiles(region);
+    let tile = if whole {
+        costs.half_tile
+    } else if half {
+        costs.piece_tile
+    } else {
+        costs.tile
+    };
     // Products of bytes; wider integers are multiplied as floats are.
     let bytewise = region.args.first().is_some_and(|t| t.dtype.bits() <= 8);
     let mut integers = bytewise && matches!(&region.heart, Heart::Contract { acc: DType::I32, .. } | Heart::Conv { acc: DType::I32, .. });
@@ -244,9 +269,13 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let streams = matches!(region.heart, Heart::Map | Heart::Reduce { .. });
     match &region.heart {
         Heart::Map | Heart::Reduce { .. } => {}
-        Heart::Contract { k, rhs, .. } => {
+        Heart::Contract { k, lhs, rhs, .. } => {
             weight_bytes = loaded(*rhs);
             let [batch @ .., m, n] = region.space.as_slice() else { return Price::default() };
+            let p = region.space.len();
+            if half && costs.units > 1.0 && matches!(region.expr(*lhs), Expr::Load { .. }) && ![p, p - 2].iter().any(|axis| counter.in_pieces(*lhs, *axis)) {
+                around.ops += LOOSE * product(batch) * size(m) * size(k) * (size(n) / tile[1]).ceil();
+            }
             contract = 2.0 * size(k) * costs.tiled(product(batch), size(m), size(n), tile);
         }
         Heart::Conv { window, groups, x, w, weights, input, .. } => {
@@ -259,6 +288,10 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
                 contract = depthwise(window, input, weights, &region.space, costs);
                 integers = false;
             } else {
+                // Channels that do not fill a piece come one by one.
+                if half && costs.units > 1.0 && weights[1].as_const().is_some_and(|c| c % PIECE != 0) {
+                    around.ops += LOOSE * pixels * taps * (filters / tile[1]).ceil();
+                }
                 let groups = *groups as f64;
                 contract = 2.0 * taps * costs.tiled(groups, pixels, filters / groups, tile);
             }
@@ -321,12 +354,14 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
     let rate = match (integers, half) {
         (true, _) => costs.byte_flops_per_ns,
-        (_, true) => costs.half_flops_per_ns,
+        (_, true) if whole => costs.half_flops_per_ns,
+        (_, true) => costs.piece_flops_per_ns,
         _ => costs.contract_flops_per_ns,
     };
     let compute = costs.beside(contract / rate, &around);
     let memory = costs.memory_ns(read - weight_bytes + costs.write * written + around.strays * costs.stray.1) + weight_bytes / costs.weight_bytes_per_ns;
-    let launch = costs.launch_ns + if contract > 0.0 { costs.fill_ns } else { 0.0 };
+    let fill = costs.fill_ns + if whole { costs.tiles_fill_ns } else { 0.0 };
+    let launch = costs.launch_ns + if contract > 0.0 { fill } else { 0.0 };
     let total = launch + compute.max(memory) + 0.1 * compute.min(memory);
     Price { launch, arithmetic: compute, memory, total }
 }
@@ -384,6 +419,24 @@ fn planes(region: &Region, x: ExprId, groups: usize, input: &[Dim], weights: &[D
         true => 0.0,
         false => costs.plane_ns * input.iter().map(|d| costs.size(d)).product::<f64>(),
     }
+}
+
+/// Elements of 16 bits that one copy moves.
+const PIECE: i64 = 8;
+/// Simple operations that an element of an image costs which comes to a contraction by itself.
+const LOOSE: f64 = 80.0;
+
+/// Whether the operands of a contraction can be copied in whole tiles: each along one of its axes, in steps of whole pieces along the others, and
+/// not just a few rows or columns.
+fn in_tiles(region: &Region) -> bool {
+    let (Heart::Contract { lhs, rhs, .. }, p) = (&region.heart, region.space.len()) else { return false };
+    let few = |n: &Dim| n.as_const().is_some_and(|n| n < 16);
+    let whole = |id: ExprId, axis: usize| {
+        let Expr::Load { arg, index, guard: None } = region.expr(id) else { return false };
+        let at = region.args[*arg as usize].shape.iter().zip(index).fold(Dim::ZERO, |at, (n, i)| at * n.clone() + i.clone());
+        lies_along(region, id, axis) && (at - Dim::axis(axis)).terms().iter().all(|(_, c)| c % PIECE == 0)
+    };
+    p >= 2 && !region.space[p - 2..].iter().any(few) && whole(*lhs, p) && (whole(*rhs, p - 1) || whole(*rhs, p))
 }
 
 /// Whether an expression is an argument whose elements along `axis` are neighbours, at steps along the other axes that do not change.

@@ -162,7 +162,15 @@ impl<'r> Counter<'r> {
         self.keep_some(&mut seen, reduced);
         self.add_times(outputs, &mut seen, &times, inner, &mut around);
         around.strays += self.stores(inner) * rows;
-        around.folds = stages.len() as f64 * if along { rows } else { rows / lanes };
+        // Side by side, a thread of a wide device has a row for itself.
+        around.folds = stages.len() as f64
+            * if along {
+                rows
+            } else if self.costs.lanes > 1.0 {
+                rows / lanes
+            } else {
+                0.0
+            };
         around
     }
 
@@ -199,7 +207,7 @@ impl<'r> Counter<'r> {
                     stack.push(*x);
                 }
                 Expr::Load { arg, index, guard } => {
-                    weight += 0.5;
+                    weight += 0.5 + self.splits(index);
                     if self.step(&self.region.args[*arg as usize], index, inner) == Step::Stray {
                         into.strays += if let Times::Scalar(n) = times { n } else { self.points() };
                     }
@@ -223,6 +231,19 @@ impl<'r> Counter<'r> {
         }
     }
 
+    /// Operations of divisions in an index: a wide device makes them anew for each point, a core once for many.
+    fn splits(&self, index: &[Dim]) -> f64 {
+        fn count(d: &Dim) -> f64 {
+            let of = |a: &Atom| match a {
+                Atom::Div(x, _) | Atom::Mod(x, _) => 3.0 + count(x),
+                Atom::Max(a, b) | Atom::Min(a, b) => count(a) + count(b),
+                Atom::Axis(_) | Atom::Sym(_) | Atom::Value(_) => 0.0,
+            };
+            d.terms().iter().flat_map(|(atoms, _)| atoms).map(of).sum()
+        }
+        if self.costs.lanes > 1.0 { 0.0 } else { index.iter().map(count).sum() }
+    }
+
     /// The axis that vectors lie along best, of those longer than 1; the last of equals.
     fn best(&self, axes: &mut dyn DoubleEndedIterator<Item = usize>) -> Option<usize> {
         axes.rev().filter(|k| self.extents[*k] > 1.0).min_by_key(|k| self.misses(*k))
@@ -242,6 +263,13 @@ impl<'r> Counter<'r> {
         self.region.outputs.iter().filter(|o| self.step(&o.ty, &o.index, axis) == Step::Stray).count() as f64
     }
 
+    /// Whether the elements of a load are neighbours along an axis, in runs of eight at least.
+    pub(super) fn in_pieces(&self, load: ExprId, axis: usize) -> bool {
+        let Expr::Load { arg, index, .. } = self.region.expr(load) else { return false };
+        let at = index.iter().zip(&self.region.args[*arg as usize].shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone());
+        walk(&at.recombine(), axis, 8) == Some(1)
+    }
+
     fn step(&self, ty: &TensorType, index: &[Dim], axis: usize) -> Step {
         let mut through = 0;
         let on = |d: &Dim, through: &mut u64| leaves(d, &mut |v| *through |= self.axes[v.0 as usize]) >> axis & 1 == 1;
@@ -249,11 +277,13 @@ impl<'r> Counter<'r> {
         if through >> axis & 1 == 1 {
             return Step::Stray;
         }
+        // Vectors need runs of eight; threads side by side read shorter ones together.
+        let run = if self.costs.lanes > 1.0 { 8 } else { 2 };
         let stride = match at[..] {
             [] => return Step::Same,
-            [one] if ty.shape[one + 1..].iter().all(|n| n.is(1)) => walk(&index[one], axis),
-            [one] => walk(&index[one], axis).map(|s| 2 * s),
-            _ => walk(&index.iter().zip(&ty.shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone()).recombine(), axis),
+            [one] if ty.shape[one + 1..].iter().all(|n| n.is(1)) => walk(&index[one], axis, run),
+            [one] => walk(&index[one], axis, run).map(|s| 2 * s),
+            _ => walk(&index.iter().zip(&ty.shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone()).recombine(), axis, run),
         };
         match stride {
             Some(0) => Step::Same,
@@ -284,17 +314,17 @@ fn leaves(d: &Dim, value: &mut dyn FnMut(ExprId)) -> u64 {
     found
 }
 
-/// By how much `d` grows from one point of an axis to the next; within runs of 8 where it is split.
-fn walk(d: &Dim, axis: usize) -> Option<i64> {
+/// By how much `d` grows from one point of an axis to the next; within runs of `run` where it is split.
+fn walk(d: &Dim, axis: usize, run: i64) -> Option<i64> {
     let mut step = 0;
     for (atoms, c) in d.terms() {
         for atom in atoms {
             let by = match atom {
                 Atom::Axis(k) => i64::from(*k as usize == axis),
                 Atom::Sym(_) | Atom::Value(_) => 0,
-                Atom::Div(x, n) | Atom::Mod(x, n) => match (walk(x, axis)?, n.as_const()) {
+                Atom::Div(x, n) | Atom::Mod(x, n) => match (walk(x, axis, run)?, n.as_const()) {
                     (0, _) => 0,
-                    (s, Some(n)) if n >= 8 => {
+                    (s, Some(n)) if n >= run => {
                         if matches!(atom, Atom::Mod(..)) {
                             s
                         } else {
@@ -303,7 +333,7 @@ fn walk(d: &Dim, axis: usize) -> Option<i64> {
                     }
                     _ => return None,
                 },
-                Atom::Max(a, b) | Atom::Min(a, b) => match (walk(a, axis)?, walk(b, axis)?) {
+                Atom::Max(a, b) | Atom::Min(a, b) => match (walk(a, axis, run)?, walk(b, axis, run)?) {
                     (0, 0) => 0,
                     _ => return None,
                 },

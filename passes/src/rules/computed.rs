@@ -38,6 +38,7 @@ pub const RULES: &[Computed] = &[
     Computed { name: "saturating-cast", apply: saturating_cast },
     Computed { name: "attention", apply: attention },
     Computed { name: "split-k", apply: super::split::split_k },
+    Computed { name: "im2col", apply: super::im2col::im2col },
     Computed { name: "winograd", apply: super::winograd::winograd },
     Computed { name: "repeated-operand", apply: repeated_operand },
     Computed { name: "grouped-attention", apply: groups::grouped_attention },

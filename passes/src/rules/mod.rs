@@ -6,6 +6,7 @@
 pub mod computed;
 mod decode;
 mod groups;
+mod im2col;
 mod layouts;
 mod norms;
 pub mod promises;

@@ -48,6 +48,7 @@ const COMPUTED: &[(&str, Class)] = &[
     ("saturating-cast", given(Promise::Exact, "the integers do not reach beyond the bound")),
     ("attention", given(Promise::Real, "what a condition masks is minus infinity")),
     ("split-k", Class::Real),
+    ("im2col", Class::Real),
     ("winograd", given(Promise::Real, "the weights are constants")),
     ("repeated-operand", Class::Exact),
     ("grouped-attention", Class::Exact),
