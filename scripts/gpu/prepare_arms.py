@@ -22,7 +22,8 @@ to, models, golden, graphs = map(pathlib.Path, sys.argv[1:5])
 root = pathlib.Path(__file__).resolve().parents[2]
 programs = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "release"
 to.mkdir(parents=True, exist_ok=True)
-subprocess.run(["strip", "-o", to / "arms", programs / "arms"], check=True)
+for program in ("arms", "embed"):
+    subprocess.run(["strip", "-o", to / program, programs / program], check=True)
 # The compiler itself, for what is measured and tuned there, with the library that a machine may lack.
 subprocess.run(["strip", "-o", to / "pavage", programs / "pavage"], check=True)
 libraries = subprocess.run(["ldd", programs / "pavage"], check=True, capture_output=True, text=True).stdout
