@@ -2,12 +2,12 @@
 //! contracted. Nothing is copied: the contraction's operands are the convolution's, at coordinates computed from row and
 //! contracted index, guarded where the window hangs over the edge.
 use super::gemm_cpu::plain_load;
-use super::rewrite::{copy, outputs};
+use super::rewrite::{copy, outputs, within};
 use super::{
     ArgFacts, Pack,
     pack::{Cells, Walk},
 };
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, TensorType, attr::Layout};
+use pavage_ir::{Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, TensorType, attr::Layout};
 
 /// A region whose heart is a contraction, and how its constants are packed.
 pub(super) struct Product {
@@ -138,20 +138,6 @@ fn packing(from: &Region, w: ExprId, facts: &ArgFacts, groups: usize, o: i64, c:
         cells: Cells::Whole,
     };
     Some((arg, walk))
-}
-
-/// `guard`, and whether `0 <= at < n` where that is not certain.
-fn within(out: &mut Region, guard: Option<ExprId>, at: &Dim, n: &Dim, extents: &[Dim]) -> Option<ExprId> {
-    if at.within(n, extents) {
-        return guard;
-    }
-    let v = out.push(Expr::Index(at.clone()), DType::I64);
-    let zero = out.constant(Scalar::I(0), DType::I64);
-    let n = out.push(Expr::Index(n.clone()), DType::I64);
-    let above = out.push(Expr::Call(ScalarFn::Ge, vec![v, zero]), DType::Bool);
-    let below = out.push(Expr::Call(ScalarFn::Lt, vec![v, n]), DType::Bool);
-    let both = out.push(Expr::Call(ScalarFn::And, vec![above, below]), DType::Bool);
-    Some(guard.map_or(both, |g| out.push(Expr::Call(ScalarFn::And, vec![g, both]), DType::Bool)))
 }
 
 /// The operand, 0 outside. A guarded load is that already.

@@ -112,8 +112,9 @@ pub fn as_reduce(region: &Region) -> Option<Region> {
                     inside = both(&mut out, inside, even);
                     (meets.div_in(&stride, &all), t)
                 };
-                inside = within(&mut out, inside, &q, &x.shape[first + i]);
-                inside = within(&mut out, inside, &k, &w.shape[2 + i]);
+                let extents = out.axes();
+                inside = within(&mut out, inside, &q, &x.shape[first + i], &extents);
+                inside = within(&mut out, inside, &k, &w.shape[2 + i], &extents);
                 at[first + i] = q;
                 tap.push(k);
             }
@@ -188,7 +189,8 @@ fn window_at(out: &mut Region, window: &Window, rank: usize, input: &[Dim]) -> (
     let mut inside = None;
     for i in 0..rank - 2 {
         let pos = Dim::axis(first + i) * Dim::from(window.strides[i]) + Dim::axis(parallel + i) * Dim::from(window.dilations[i]) - Dim::from(window.lo[i]);
-        inside = within(out, inside, &pos, &input[first + i]);
+        let extents = out.axes();
+        inside = within(out, inside, &pos, &input[first + i], &extents);
         at[first + i] = pos;
     }
     (at, inside)
@@ -201,7 +203,8 @@ fn in_padding(out: &mut Region, window: &Window, input: &[Dim]) -> Option<ExprId
     let mut inside = None;
     for i in 0..input.len() - 2 {
         let pos = Dim::axis(first + i) * Dim::from(window.strides[i]) + Dim::axis(parallel + i) * Dim::from(window.dilations[i]);
-        inside = within(out, inside, &pos, &(input[first + i].clone() + Dim::from(window.lo[i] + window.hi[i])));
+        let extents = out.axes();
+        inside = within(out, inside, &pos, &(input[first + i].clone() + Dim::from(window.lo[i] + window.hi[i])), &extents);
     }
     inside
 }
@@ -210,9 +213,9 @@ fn both(out: &mut Region, x: Option<ExprId>, y: ExprId) -> Option<ExprId> {
     Some(x.map_or(y, |x| out.push(Expr::Call(ScalarFn::And, vec![x, y]), DType::Bool)))
 }
 
-/// `guard`, and whether `0 <= at < n` where that is not certain.
-fn within(out: &mut Region, guard: Option<ExprId>, at: &Dim, n: &Dim) -> Option<ExprId> {
-    if at.within(n, &out.axes()) {
+/// `guard`, and whether `0 <= at < n` where that is not certain of axes of these extents.
+pub fn within(out: &mut Region, guard: Option<ExprId>, at: &Dim, n: &Dim, extents: &[Dim]) -> Option<ExprId> {
+    if at.within(n, extents) {
         return guard;
     }
     let v = out.push(Expr::Index(at.clone()), DType::I64);

@@ -63,22 +63,23 @@ enum Stands {
 /// The state after `set`, whose last class is computed: with what that needs, and with what it gives beside it, which nothing chosen
 /// before gives.
 fn after(set: &[Pending], args: &[u32], also: &[u32]) -> Option<Vec<Pending>> {
-    let mut next: BTreeMap<u32, Stands> = set[..set.len() - 1].iter().map(|p| (p.at, p.stands)).collect();
-    for c in also {
-        let stands = match next.get(c) {
-            None => Stands::Unwanted,
-            Some(Stands::Wanted) => Stands::Given,
-            Some(Stands::Given | Stands::Unwanted) => return None,
-        };
-        next.insert(*c, stands);
-    }
-    for arg in args {
-        let stands = next.entry(*arg).or_insert(Stands::Wanted);
-        if *stands == Stands::Unwanted {
-            *stands = Stands::Given;
+    let mut next = set[..set.len() - 1].to_vec();
+    let place = |next: &[Pending], at: u32| next.binary_search_by_key(&at, |p| p.at);
+    for &at in also {
+        match place(&next, at) {
+            Err(i) => next.insert(i, Pending { at, stands: Stands::Unwanted }),
+            Ok(i) if next[i].stands == Stands::Wanted => next[i].stands = Stands::Given,
+            Ok(_) => return None,
         }
     }
-    Some(next.into_iter().map(|(at, stands)| Pending { at, stands }).collect())
+    for &at in args {
+        match place(&next, at) {
+            Err(i) => next.insert(i, Pending { at, stands: Stands::Wanted }),
+            Ok(i) if next[i].stands == Stands::Unwanted => next[i].stands = Stands::Given,
+            Ok(_) => {}
+        }
+    }
+    Some(next)
 }
 
 /// A partial plan: what it cost, how it came about.
