@@ -5,6 +5,8 @@
 //! Values the heart determines lie on the **spine**: each has coordinates in the region's axes, computed
 //! forwards through pointwise ops, reshapes and transposes. Every other value is **pulled**: asked for at an
 //! index, and the index mapped backwards through views, so that no view ever costs a kernel of its own.
+mod patches;
+
 use crate::positions::{self, Positions};
 use pavage_ir::{
     DType, Dim, Expr, ExprId, Graph, Heart, NodeId, Op, Region, Scalar, ScalarFn, TensorType, Value,
@@ -741,51 +743,6 @@ impl Former<'_> {
             at[a] = Dim::from(Atom::Value(clamped.0));
         }
         self.pull(operands[0], at, guard)
-    }
-
-    /// An element of a window, 0 outside of the image and behind the last tap.
-    fn pull_patches(
-        &mut self,
-        image: Value,
-        index: &[Dim],
-        guard: Option<ExprId>,
-        (kernel, strides, dilations, lo): (&[usize], &[usize], &[usize], &[i64]),
-    ) -> Result<ExprId, Illegal> {
-        let TensorType { dtype, shape } = self.graph.ty(image).clone();
-        let (spatial, channels) = (kernel.len(), shape[kernel.len() + 1].clone());
-        let axes = self.axes.clone();
-        let last = &index[spatial + 1];
-        let mut at = index.to_vec();
-        at[spatial + 1] = last.mod_in(&channels, &axes);
-        let mut tap = last.div_in(&channels, &axes);
-        let mut inside = None;
-        for i in (0..spatial).rev() {
-            let n = Dim::from(kernel[i]);
-            // Behind the last tap the first one is too large.
-            let k = if i == 0 { tap.clone() } else { tap.mod_in(&n, &axes) };
-            tap = tap.div_in(&n, &axes);
-            let place = index[1 + i].clone() * Dim::from(strides[i]) + k.clone() * Dim::from(dilations[i]) - Dim::from(lo[i]);
-            if i == 0 && !k.within(&n, &axes) {
-                let c = self.compare(ScalarFn::Lt, k, n);
-                inside = Some(self.both(inside, c));
-            }
-            if !place.within(&shape[1 + i], &axes) {
-                let above = self.compare(ScalarFn::Ge, place.clone(), Dim::ZERO);
-                inside = Some(self.both(inside, above));
-                let below = self.compare(ScalarFn::Lt, place.clone(), shape[1 + i].clone());
-                inside = Some(self.both(inside, below));
-            }
-            at[1 + i] = place;
-        }
-        let Some(inside) = inside else { return self.pull(image, at, guard) };
-        let all = self.both(guard, inside);
-        let x = self.pull(image, at, Some(all))?;
-        // What is not read is 0 already.
-        if matches!(self.region.expr(x), Expr::Load { guard: Some(g), .. } if *g == all) {
-            return Ok(x);
-        }
-        let zero = self.region.constant(Scalar::I(0), dtype);
-        Ok(self.region.push(Expr::Call(ScalarFn::Select, vec![inside, x, zero]), dtype))
     }
 
     /// A position moved by another, or by a constant, is one too.

@@ -3,6 +3,7 @@ use super::hopper_samples::{Hides, Tail, decode, linear, self_attention};
 use super::{ArgFacts, build};
 use crate::lower::nvvm::assembler::assemble;
 use crate::targets::Target;
+use crate::tile::Kernel;
 use pavage_ir::{DType, Dim, Expr, Region, ScalarFn};
 
 fn hopper() -> Target {
@@ -73,6 +74,13 @@ fn odd_rows_and_wide_types_go_to_other_families() {
 
 #[test]
 fn attention_of_few_queries_assembles() {
+    for arch in ["sm_80", "sm_90a"] {
+        let kernels = few_queries(&Target::parse(arch).expect("a target"));
+        assemble(&kernels, arch);
+    }
+}
+
+fn few_queries(target: &Target) -> Vec<Kernel> {
     let mut kernels = vec![];
     for (i, (dtype, depth, rows)) in [
         (DType::F16, 64, 4),
@@ -88,13 +96,12 @@ fn attention_of_few_queries_assembles() {
     {
         for part in [None, Some(Dim::from(256i64))] {
             let r = decode(dtype, rows, depth, part);
-            let b = built(&r, &format!("decode_{i}_{}", kernels.len()));
+            let b = build(&r, target, &format!("decode_{i}_{}", kernels.len()), &ArgFacts::default(), None).expect("a family takes it");
             assert_eq!(b.schedule.family, "attention_few");
             kernels.push(b.kernel);
         }
     }
-    assemble(&kernels, "sm_80");
-    assemble(&kernels, "sm_90a");
+    kernels
 }
 
 #[test]

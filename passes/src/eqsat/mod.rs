@@ -173,6 +173,9 @@ pub struct Saturated {
     pub(crate) rounds: BTreeMap<(Id, Term), usize>,
     /// Names of the rules that added or united something.
     pub fired: BTreeSet<String>,
+    /// Whether some of the graph's ops are no terms: what goes into them and what comes out are leaves and roots, and nothing here says that one
+    /// waits for the other.
+    pub(crate) has_steps: bool,
     /// Limits that were hit.
     pub limits: Vec<String>,
     /// Rules behind the kernels of a plan, by the class they compute: see [`Saturated::prove`].
@@ -232,6 +235,7 @@ fn saturate_rounding(
         apart: BTreeSet::new(),
         rounds: BTreeMap::new(),
         fired: BTreeSet::new(),
+        has_steps: graph.schedule().into_iter().any(|id| matches!(graph[id].kind, NodeKind::Op(..)) && !is_term(graph, id)),
         limits: vec![],
         chains: BTreeMap::new(),
     };

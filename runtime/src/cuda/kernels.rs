@@ -352,10 +352,11 @@ mod tests {
     #[test]
     fn launch_attributes_follow_the_plan() {
         let mut gpu = GpuLaunch { grid: [1.into(), 1.into(), 1.into()], block: [384, 1, 1], cluster: [1, 1, 1], smem: 0, tensor_maps: vec![], pdl: false };
-        assert_eq!(attributes(&gpu).count, 0);
+        assert_eq!(attributes(&gpu, true).count, 0);
         gpu.pdl = true;
         gpu.cluster = [2, 1, 1];
-        let both = attributes(&gpu);
+        assert_eq!(attributes(&gpu, false).count, 1, "an older driver begins kernels one after the other");
+        let both = attributes(&gpu, true);
         assert_eq!(both.count, 2);
         assert_eq!((both.list[0].id as u32, both.list[1].id as u32), (4, 6));
         // SAFETY: the field that was written.
