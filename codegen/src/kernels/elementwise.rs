@@ -133,6 +133,6 @@ fn accesses(env: &Env, roots: &[ExprId], axis: usize, lanes: usize) -> i64 {
             sum += cost(env.lanes_along(d, axis, tile), 8);
         }
     }
-    sum += (0..env.region.outputs.len()).map(|i| cost(env.lanes_along(&env.out_address(i), axis, tile), 14)).sum::<i64>();
+    sum += (0..env.region.outputs.len()).map(|i| cost(env.lanes_along(&env.out_address(i), axis, tile), 12)).sum::<i64>();
     sum + roots.len() as i64
 }
