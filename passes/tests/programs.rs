@@ -550,3 +550,19 @@ fn a_norm_moves_behind_the_product_where_that_pays() {
     assert!(folded(&check(&norm(96, 8)).0));
     assert!(!folded(&check(&norm(8, 96)).0));
 }
+
+#[test]
+fn what_loops_would_repeat_is_computed_before_them() {
+    let norm = "
+  %s0 = mul %x, %x : f32[256,128]
+  %s1 = reduce[f=sum,axes=[1]] %s0 : f32[256,1]
+  %s2 = sqrt %s1 : f32[256,1]
+  %s3 = recip %s2 : f32[256,1]
+  %s4 = broadcast[shape=[256,128]] %s3 : f32[256,128]
+  %s5 = mul %x, %s4 : f32[256,128]
+  %w0";
+    // More kernels end in this layer than are kept: those that take the root for each element go before others do.
+    let layer = gated(256, 128, 128, 2, "sigmoid").replace("matmul[out=f32] %x", "matmul[out=f32] %s5").replacen("\n  %w0", norm, 1);
+    let kernels = planned(&layer, cost::CPU);
+    assert!(kernels.iter().any(|k| k.ends_with("matmul")) && !kernels.iter().any(|k| k.contains("rsqrt_mul_sigmoid")), "{kernels:?}");
+}

@@ -744,6 +744,12 @@ impl Cx<'_> {
             let tile = Tile { mr, nv: class.nv, lanes: self.lanes, math: self.gemm.math, unroll };
             let from = b.mul(row, left.row);
             let left = Left { base: b.add(left.base, from), ..left };
+            let mut axes = batch.to_vec();
+            axes.extend([b.add(row0, row), column]);
+            // A short product is over before memory answers.
+            if self.prefetch && self.gemm.k.as_const().is_none_or(|k| k >= 512) {
+                micro::ask(b, env, tile, &axes, k_axis - 2);
+            }
             let acc = micro::zeros(b, tile);
             let run = |b: &mut Builder, right: Right| micro::accumulate(b, tile, left, right, None, steps, acc.clone());
             let acc = match (packed, masked) {
@@ -755,9 +761,6 @@ impl Cx<'_> {
                 (None, None) => run(b, right),
                 (None, Some((count, whole))) => b.if_(whole, |b| run(b, right), |b| run(b, Right { count: Some(count), ..right })),
             };
-            let mut axes = batch.to_vec();
-            axes.push(b.add(row0, row));
-            axes.push(column);
             let acc = self.scaled(b, env, acc, class.nv, factor, &axes);
             micro::write(b, env, tile, &acc, &axes, k_axis - 2, columns);
         });

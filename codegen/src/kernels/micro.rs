@@ -1,7 +1,7 @@
 //! The register tile that matrix products and convolutions share: `mr` rows times `nv` vectors of columns held in
 //! registers over the whole contraction, then handed to the region's output expressions.
 use super::{
-    expr::{Env, Point, VectorAxis},
+    expr::{Env, Lanes, Point, VectorAxis},
     pack::Cells,
     weights::Decode,
 };
@@ -9,7 +9,7 @@ use crate::{
     targets::Cpu,
     tile::{Buf, Builder, DotKind, Ty, Val},
 };
-use pavage_ir::{DType, ExprId, Scalar};
+use pavage_ir::{DType, Expr, ExprId, Scalar, dim::Atom};
 
 /// How one step of the contraction is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +168,7 @@ pub(super) fn accumulate(b: &mut Builder, tile: Tile, left: Left, right: Right, 
                         let x = at(b, x, right.step, if nibbles { u / 2 } else { u });
                         if let Some(ahead) = right.ahead.filter(|_| line(u)) {
                             let x = b.add(x, ahead);
-                            b.prefetch(right.buf, x);
+                            b.prefetch(right.buf, x, false);
                         }
                         match (&masks, math) {
                             (Some(m), _) => b.load_masked(right.buf, x, m[j]),
@@ -248,6 +248,57 @@ pub(super) struct End {
     pub(super) partial: bool,
 }
 
+/// Arguments of more bytes than this do not stay in the nearest cache from one tile to the next.
+const FAR: i64 = 256 << 10;
+
+/// Ask for what [`write()`] will read of a tile, so that it comes while the tile is multiplied: rows of a tile lie apart, and nothing else sees
+/// early that they are wanted. Parameters are those of [`write()`].
+pub(super) fn ask(b: &mut Builder, env: &mut Env<'_>, tile: Tile, axes: &[Val], row_axis: usize) {
+    let column_axis = axes.len() - 1;
+    for id in far_reads(env, row_axis) {
+        let Some((arg, at)) = env.address(id) else { continue };
+        let line = 512 / env.region.args[arg].dtype.bits();
+        let mut p = Point::vector(axes.to_vec(), VectorAxis { axis: column_axis, lanes: tile.lanes, count: None, aligned: true });
+        if env.lanes(&at, &p) != Lanes::Step(1) {
+            continue;
+        }
+        for i in 0..tile.mr {
+            p.axes[row_axis] = b.add_i(axes[row_axis], i as i64);
+            for column in (0..tile.nv * tile.lanes).step_by(line) {
+                p.axes[column_axis] = b.add_i(axes[column_axis], column as i64);
+                let at = env.index(b, &at, &mut p);
+                b.prefetch(env.args[arg], at, true);
+            }
+        }
+    }
+}
+
+/// Loads that the outputs make for each row, whose addresses are known beforehand, of arguments that are not near.
+fn far_reads(env: &Env<'_>, row_axis: usize) -> Vec<ExprId> {
+    let mut seen = vec![false; env.region.exprs.len()];
+    let mut stack: Vec<ExprId> = env.region.outputs.iter().map(|o| o.expr).collect();
+    let mut found = vec![];
+    while let Some(id) = stack.pop() {
+        if std::mem::replace(&mut seen[id.0 as usize], true) {
+            continue;
+        }
+        match env.region.expr(id) {
+            Expr::Call(_, xs) => stack.extend(xs),
+            Expr::Cast(x) | Expr::Bits(x) => stack.push(*x),
+            Expr::Load { arg, index, guard: None } => {
+                let ty = &env.region.args[*arg as usize];
+                let bytes = ty.shape.iter().try_fold(ty.dtype.bits() as i64 / 8, |bytes, d| bytes.checked_mul(d.as_const()?));
+                let by_data = index.iter().any(|d| d.any_atom(&|a| matches!(a, Atom::Value(_))));
+                if !by_data && env.axes_of(id) >> row_axis & 1 == 1 && bytes.is_none_or(|n| n > FAR) {
+                    found.push(id);
+                }
+            }
+            Expr::Load { .. } | Expr::Index(_) | Expr::Float(_) | Expr::Int(_) | Expr::Acc(_) => {}
+        }
+    }
+    found
+}
+
 /// Evaluate and write the region's outputs for a tile. `axes` are the parallel axes' values, axis `row_axis` at the tile's
 /// first row and the last one at its first column.
 pub(super) fn write(b: &mut Builder, env: &mut Env<'_>, tile: Tile, acc: &[Val], axes: &[Val], row_axis: usize, columns: End) {
@@ -255,20 +306,29 @@ pub(super) fn write(b: &mut Builder, env: &mut Env<'_>, tile: Tile, acc: &[Val],
     let first = axes[column_axis];
     let mut all = |b: &mut Builder, tail: bool| {
         let roots: Vec<ExprId> = env.region.outputs.iter().map(|o| o.expr).collect();
+        let vector = |count| VectorAxis { axis: column_axis, lanes: tile.lanes, count, aligned: columns.aligned };
+        // Once: what depends on neither rows nor columns; what depends on columns alone; what depends on rows alone.
+        let mut corner = Point::vector(axes.to_vec(), vector(None));
+        env.hoist(b, &roots, &mut corner, 1 << row_axis | 1 << column_axis);
         let points: Vec<Point> = (0..tile.nv)
             .map(|j| {
-                let mut axes = axes.to_vec();
-                axes[column_axis] = b.add_i(first, (j * tile.lanes) as i64);
-                let count = tail.then(|| b.sub(columns.at, axes[column_axis]));
-                let mut p = Point::vector(axes, VectorAxis { axis: column_axis, lanes: tile.lanes, count, aligned: columns.aligned });
+                let mut p = corner.clone();
+                p.axes[column_axis] = b.add_i(first, (j * tile.lanes) as i64);
+                if let Some(v) = &mut p.vector {
+                    v.count = tail.then(|| b.sub(columns.at, p.axes[column_axis]));
+                }
                 env.hoist(b, &roots, &mut p, 1 << row_axis);
                 p
             })
             .collect();
         for i in 0..tile.mr {
+            let mut row = corner.clone();
+            row.axes[row_axis] = b.add_i(axes[row_axis], i as i64);
+            env.hoist(b, &roots, &mut row, 1 << column_axis);
             for (j, p) in points.iter().enumerate() {
                 let mut p = p.clone();
-                p.axes[row_axis] = b.add_i(axes[row_axis], i as i64);
+                p.axes[row_axis] = row.axes[row_axis];
+                p.learn(&row);
                 p.accs = vec![acc[i * tile.nv + j]];
                 for o in 0..env.region.outputs.len() {
                     env.store(b, o, &mut p);

@@ -199,10 +199,10 @@ impl Lowering<'_> {
                 self.e.op(&format!("llvm.atomicrmw {kind} {p}, {v} monotonic : !llvm.ptr, {t}"));
                 return Ok(());
             }
-            Op::Prefetch { offset } => {
+            Op::Prefetch { offset, near } => {
                 let p = self.address(s.bufs[0], s.args[0], *offset);
-                // Into the second-level cache.
-                self.e.line(&format!("\"llvm.intr.prefetch\"({p}) <{{cache = 1 : i32, hint = 2 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"));
+                let hint = if *near { 3 } else { 2 };
+                self.e.line(&format!("\"llvm.intr.prefetch\"({p}) <{{cache = 1 : i32, hint = {hint} : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"));
                 return Ok(());
             }
             Op::Dot(kind) => self.dot(*kind, s)?,

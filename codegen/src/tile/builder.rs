@@ -406,10 +406,10 @@ impl Builder {
         self.push(Op::AtomicAdd { offset }, &[index, v], &[buf], vec![], &[]);
     }
 
-    /// Ask for the cache line of an element ahead of its use; the element need not exist.
-    pub fn prefetch(&mut self, buf: Buf, index: Val) {
+    /// Ask for the cache line of an element ahead of its use, into the `near`est cache or the next one; the element need not exist.
+    pub fn prefetch(&mut self, buf: Buf, index: Val, near: bool) {
         let (index, offset) = self.split(index);
-        self.push(Op::Prefetch { offset }, &[index], &[buf], vec![], &[]);
+        self.push(Op::Prefetch { offset, near }, &[index], &[buf], vec![], &[]);
     }
 
     fn expect_elem(&self, buf: Buf, v: Val) {

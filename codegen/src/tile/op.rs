@@ -160,6 +160,8 @@ pub enum Op {
     Prefetch {
         /// Constant part of the element index.
         offset: i64,
+        /// Into the nearest cache, not the next one.
+        near: bool,
     },
     /// Integer dot products. args: see [`DotKind`].
     Dot(DotKind),
@@ -271,12 +273,15 @@ impl Op {
             | Op::Gather { offset }
             | Op::Scatter { offset }
             | Op::AtomicAdd { offset }
-            | Op::Prefetch { offset } => {
-                if *offset == 0 {
-                    vec![]
-                } else {
-                    vec![("offset", offset.to_string())]
+            | Op::Prefetch { offset, .. } => {
+                let mut attrs = vec![];
+                if *offset != 0 {
+                    attrs.push(("offset", offset.to_string()));
                 }
+                if matches!(self, Op::Prefetch { near: true, .. }) {
+                    attrs.push(("near", "1".to_owned()));
+                }
+                attrs
             }
             Op::Dot(k) => vec![("kind", k.name().to_owned())],
             Op::BlockId(a) | Op::GridDim(a) => vec![("axis", a.to_string())],
@@ -319,7 +324,7 @@ impl Op {
             "gather" => Op::Gather { offset: offset()? },
             "scatter" => Op::Scatter { offset: offset()? },
             "atomic_add" => Op::AtomicAdd { offset: offset()? },
-            "prefetch" => Op::Prefetch { offset: offset()? },
+            "prefetch" => Op::Prefetch { offset: offset()?, near: attrs.contains_key("near") },
             "dot" => pick(&DotKind::ALL.map(|(k, n)| (n, Op::Dot(k))))?,
             "for" => Op::For,
             "if" => Op::If,

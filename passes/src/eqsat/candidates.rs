@@ -96,6 +96,7 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
     let mut all = Candidates::default();
     let mut ids: Vec<Id> = s.egraph.classes().map(|c| c.id).collect();
     ids.sort();
+    let mut formed: BTreeMap<Id, Vec<Candidate>> = BTreeMap::new();
     for id in ids {
         if s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_))) {
             all.leaves.insert(id);
@@ -118,8 +119,11 @@ pub fn form_all(s: &Saturated, costs: &Costs) -> Result<Candidates, PassError> {
             let term = s.egraph[id].nodes[0].to_string();
             return Err(PassError::NoKernel { op: term, sources: s.sources.get(&id).cloned().unwrap_or_default(), reason: "no kernel can be formed".into() });
         }
-        for c in found {
-            all.by_class.entry(id).or_default().push(all.kernels.len());
+        formed.insert(id, found);
+    }
+    for (id, found) in &formed {
+        for c in few(s, found, &formed) {
+            all.by_class.entry(*id).or_default().push(all.kernels.len());
             all.kernels.push(c);
         }
     }
@@ -144,14 +148,22 @@ fn folded(expression: &[(Id, Term)]) -> Candidate {
     Candidate { folded: true, ..Candidate::new(expression.to_vec(), args.into_iter().collect(), 0.0) }
 }
 
-/// Whether `a` needs and rounds no less and costs no less than `b`.
-fn is_dominated(s: &Saturated, a: &Candidate, b: &Candidate) -> bool {
-    let is_there = |id: Id| s.is_folded(id) || s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)));
-    let within = b.rounds.iter().all(|r| a.rounds.contains(r));
-    b.cost <= a.cost && within && b.args.iter().all(|x| a.args.contains(x) || is_there(*x))
+/// Whether a class is an input or known when a model is compiled.
+fn is_there(s: &Saturated, id: Id) -> bool {
+    s.is_folded(id) || s.egraph[id].nodes.iter().any(|t| matches!(t.head, Head::Leaf(_)))
 }
 
-/// Drop candidates that need and round no less and cost no less than another, then of those that round the same the dearest beyond the limit.
+/// Whether `a` needs and rounds no less and costs no less than `b`.
+fn is_dominated(s: &Saturated, a: &Candidate, b: &Candidate) -> bool {
+    b.cost <= a.cost && rounds_within(b, a) && b.args.iter().all(|x| a.args.contains(x) || is_there(s, *x))
+}
+
+/// Whether `a` rounds nothing that `b` does not.
+fn rounds_within(a: &Candidate, b: &Candidate) -> bool {
+    a.rounds.iter().all(|r| b.rounds.contains(r))
+}
+
+/// Drop candidates that need and round no less and cost no less than another.
 fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
     let mut kept: Vec<Candidate> = vec![];
     for c in found.drain(..) {
@@ -161,13 +173,31 @@ fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
         kept.retain(|k| !is_dominated(s, k, &c));
         kept.push(c);
     }
-    let mut alike: BTreeMap<Vec<usize>, Vec<Candidate>> = BTreeMap::new();
-    kept.into_iter().for_each(|c| alike.entry(c.rounds.clone()).or_default().push(c));
+    *found = kept;
+}
+
+/// Whether `b` and kernels that make what it needs beyond `a`, out of what `a` needs, cost less than `a` and round no more.
+fn is_dearer(s: &Saturated, a: &Candidate, b: &Candidate, of_class: &BTreeMap<Id, Vec<Candidate>>) -> bool {
+    let has = |x: &Id| a.args.contains(x) || is_there(s, *x);
+    let before = |x: &Id| {
+        let makes = of_class.get(x).into_iter().flatten().filter(|k| rounds_within(k, a) && k.args.iter().all(has));
+        makes.map(|k| k.cost).fold(f64::INFINITY, f64::min)
+    };
+    b.cost < a.cost && rounds_within(b, a) && b.cost + b.args.iter().filter(|x| !has(x)).map(before).sum::<f64>() < a.cost
+}
+
+/// Of candidates that round the same no more than the limit: of more, those that compute in their loops what would better be computed
+/// before go first.
+fn few(s: &Saturated, found: &[Candidate], of_class: &BTreeMap<Id, Vec<Candidate>>) -> Vec<Candidate> {
+    let mut alike: BTreeMap<&[usize], Vec<&Candidate>> = BTreeMap::new();
+    found.iter().for_each(|c| alike.entry(&c.rounds).or_default().push(c));
+    let mut left = vec![];
     for (_, mut kept) in alike {
         // Larger kernels save the most traffic: keep them, the bare op as a way out, and the cheapest.
         kept.sort_by_key(|c| std::cmp::Reverse(c.members.len()));
         if kept.len() > MAX_PER_CLASS {
             let last = kept.pop();
+            kept.retain(|a| !found.iter().any(|b| is_dearer(s, a, b, of_class)));
             let cheapest = (0..kept.len()).min_by(|a, b| kept[*a].cost.total_cmp(&kept[*b].cost)).filter(|i| *i >= MAX_PER_CLASS - 1);
             if let Some(i) = cheapest {
                 kept.swap(i, MAX_PER_CLASS - 2);
@@ -175,8 +205,9 @@ fn prune(found: &mut Vec<Candidate>, s: &Saturated) {
             kept.truncate(MAX_PER_CLASS - 1);
             kept.extend(last);
         }
-        found.extend(kept);
+        left.extend(kept.into_iter().cloned());
     }
+    left
 }
 
 /// Chosen term of each member class.
@@ -262,7 +293,7 @@ fn other_ways(s: &Saturated, state: &State, members: &[(Id, Term)]) -> Vec<State
     let closed = members.iter().filter(|(id, _)| !state.contains_key(id) && s.egraph[*id].nodes.len() > 1);
     closed
         .flat_map(|(id, t)| {
-            let wide = s.egraph.analysis.costs.units > 1.0;
+            let wide = s.egraph.analysis.costs.is_wide();
             let heart = |op: &Op| wide && matches!(op, Op::Conv { .. });
             let other = |next: &State| next.get(id).is_some_and(|o| o != t && matches!(&o.head, Head::Op(op) if form::is_view(op) || heart(op)));
             absorb(s, state, *id).into_iter().filter(other).collect::<Vec<_>>()
@@ -450,7 +481,7 @@ fn in_windows(state: &State) -> bool {
 /// The state whose product reads what windows see where the image lies: kernels of wide devices do, as they do for convolutions.
 fn patches(s: &Saturated, state: &State, arg: Id) -> Option<State> {
     let product = state.values().any(|t| matches!(t.head, Head::Op(Op::MatMul { .. })));
-    if !product || s.egraph.analysis.costs.units < 2.0 {
+    if !product || !s.egraph.analysis.costs.is_wide() {
         return None;
     }
     s.egraph[arg].nodes.iter().filter(|t| matches!(t.head, Head::Op(Op::Reshape { .. }))).find_map(|t| {

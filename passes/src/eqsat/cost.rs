@@ -186,6 +186,11 @@ pub const SM_80: Costs = Costs {
 };
 
 impl Costs {
+    /// Whether a kernel must have many tiles to keep the device busy: a GPU, not a core.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.units > 1.0
+    }
+
     /// Moving so many bytes between kernels; written ones count [`Costs::write`] times.
     pub fn memory_ns(&self, bytes: f64) -> f64 {
         let level = self.levels.iter().find(|(most, _)| bytes <= *most);
@@ -273,7 +278,7 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
             weight_bytes = loaded(*rhs);
             let [batch @ .., m, n] = region.space.as_slice() else { return Price::default() };
             let p = region.space.len();
-            if half && costs.units > 1.0 && matches!(region.expr(*lhs), Expr::Load { .. }) && ![p, p - 2].iter().any(|axis| counter.in_pieces(*lhs, *axis)) {
+            if half && costs.is_wide() && matches!(region.expr(*lhs), Expr::Load { .. }) && ![p, p - 2].iter().any(|axis| counter.in_pieces(*lhs, *axis)) {
                 around.ops += LOOSE * product(batch) * size(m) * size(k) * (size(n) / tile[1]).ceil();
             }
             contract = 2.0 * size(k) * costs.tiled(product(batch), size(m), size(n), tile);
@@ -289,7 +294,7 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
                 integers = false;
             } else {
                 // Channels that do not fill a piece come one by one.
-                if half && costs.units > 1.0 && weights[1].as_const().is_some_and(|c| c % PIECE != 0) {
+                if half && costs.is_wide() && weights[1].as_const().is_some_and(|c| c % PIECE as i64 != 0) {
                     around.ops += LOOSE * pixels * taps * (filters / tile[1]).ceil();
                 }
                 let groups = *groups as f64;
@@ -422,7 +427,7 @@ fn planes(region: &Region, x: ExprId, groups: usize, input: &[Dim], weights: &[D
 }
 
 /// Elements of 16 bits that one copy moves.
-const PIECE: i64 = 8;
+pub(crate) const PIECE: usize = 8;
 /// Simple operations that an element of an image costs which comes to a contraction by itself.
 const LOOSE: f64 = 80.0;
 
@@ -434,7 +439,7 @@ fn in_tiles(region: &Region) -> bool {
     let whole = |id: ExprId, axis: usize| {
         let Expr::Load { arg, index, guard: None } = region.expr(id) else { return false };
         let at = region.args[*arg as usize].shape.iter().zip(index).fold(Dim::ZERO, |at, (n, i)| at * n.clone() + i.clone());
-        lies_along(region, id, axis) && (at - Dim::axis(axis)).terms().iter().all(|(_, c)| c % PIECE == 0)
+        lies_along(region, id, axis) && (at - Dim::axis(axis)).terms().iter().all(|(_, c)| c % PIECE as i64 == 0)
     };
     p >= 2 && !region.space[p - 2..].iter().any(few) && whole(*lhs, p) && (whole(*rhs, p - 1) || whole(*rhs, p))
 }
@@ -454,7 +459,7 @@ fn few_queries(region: &Region, costs: &Costs) -> Option<Price> {
     let Heart::Attention { keys, depth, part, v, .. } = &region.heart else { return None };
     let [outer @ .., rows, width] = region.space.as_slice() else { return None };
     let few = part.is_some() || rows.as_const().is_some_and(|n| n <= 16);
-    if !few || costs.units < 2.0 || region.dtype(*v).bits() > 32 {
+    if !few || !costs.is_wide() || region.dtype(*v).bits() > 32 {
         return None;
     }
     let size = |d: &Dim| costs.size(d);

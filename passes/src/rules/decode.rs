@@ -25,7 +25,7 @@ const WIDEST: i64 = 256;
 pub(super) fn grouped_queries(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(attention @ Op::Attention { .. }) = op(term) else { return vec![] };
     // One core has products with the groups as rows (`repeated-operand`).
-    if e.analysis.costs.units < 2.0 {
+    if !e.analysis.costs.is_wide() {
         return vec![];
     }
     let shape = |i: usize| &e[term.args[i]].data.ty.shape;

@@ -32,7 +32,7 @@ pub(super) fn shared(e: &Egraph, attention: &Term) -> Vec<Shared> {
 pub(super) fn grouped_attention(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(Op::Attention { scale }) = op(term) else { return vec![] };
     // One core has products with the groups as rows (`repeated-operand`).
-    if e.analysis.costs.units < 2.0 {
+    if !e.analysis.costs.is_wide() {
         return vec![];
     }
     let shape = |i: usize| e[term.args[i]].data.ty.shape.clone();

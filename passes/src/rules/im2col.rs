@@ -4,11 +4,12 @@
 //! convolution has not: sums in parts side by side (the rule `split-k`) for an image of few pixels, rows that lie in memory as matrix
 //! units are fed where a pixel has one channel or three, or the bulk copies of 16-bit matrices for windows of one pixel.
 use super::computed::{Build, Egraph, op};
-use crate::{eqsat::Term, form};
+use crate::{
+    eqsat::{Term, cost::PIECE},
+    form,
+};
 use pavage_ir::{DType, Dim, Op, attr::Layout};
 
-/// Elements of a row that one copy moves: rows are a multiple of it.
-const PIECE: usize = 8;
 /// Sums shorter than this are not worth splitting.
 const LONG: usize = 512;
 /// Pixels from which on minimal filtering (the rule `winograd`) has tiles enough: in f32 it does better than sums in parts.
@@ -25,7 +26,7 @@ pub(super) fn im2col(e: &Egraph, term: &Term) -> Vec<Build> {
     let floats = matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16);
     let spatial = kernel.len();
     let costs = &e.analysis.costs;
-    if costs.units < 2.0 || !floats || x.dtype != w.dtype || sizes.contains(&0) {
+    if !costs.is_wide() || !floats || x.dtype != w.dtype || sizes.contains(&0) {
         return vec![];
     }
     let one_pixel = form::is_point_product(operation, &w.shape);

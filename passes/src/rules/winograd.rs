@@ -22,7 +22,7 @@ pub(super) fn winograd(e: &Egraph, term: &Term) -> Vec<Build> {
     let Some(Op::Conv { strides, dilations, lo, hi, groups: 1, layout: Layout::ChannelsLast }) = op(term) else { return vec![] };
     let (x, w) = (&e[term.args[0]].data, &e[term.args[1]].data);
     let once = [strides, dilations].iter().all(|steps| steps.as_slice() == [1, 1]);
-    let wide = e.analysis.costs.units > 1.0;
+    let wide = e.analysis.costs.is_wide();
     // In 16 bits, tiles of 4 lose three bits, tiles of 2 about one.
     let half = wide && matches!(x.ty.dtype, DType::F16 | DType::BF16);
     let fits = (x.ty.dtype == DType::F32 || half) && w.ty.dtype == x.ty.dtype && w.constant && w.ty.rank() == 4;
