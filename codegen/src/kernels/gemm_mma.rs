@@ -1,12 +1,16 @@
-//! 16-bit contractions and convolutions on the matrix units of any GPU from sm_80 on: `mma.sync` fed by asynchronous copies.
+//! Contractions and convolutions of 16-bit floats and of bytes on the matrix units of any GPU from sm_80 on: `mma.sync` fed by
+//! asynchronous copies.
 //!
 //! A block makes a tile of `bm` x `bn` results, a warp `wm` x `wn` of them. Operands pass through a ring of `stages` tiles in
-//! shared memory, `bk` contracted elements each; fragments for the next 16 of them are loaded while the present ones are
-//! multiplied, so that one barrier a tile is enough. An operand whose address runs in aligned pieces of eight is copied by
-//! `cp.async`, filled with zeros beyond edges and where its guard is false (the padding of a convolution); anything else is
-//! evaluated on its way. Tiles are kept in chunks of 8 elements, permuted within a row so that neither copies nor `ldmatrix`
-//! meet in a bank. The epilogue runs on accumulators, as that of the Hopper family does.
-use super::expr::{Env, Lanes, Point, VectorAxis, zero};
+//! shared memory, `bk` contracted elements each; fragments for the next 16 of them (32 of bytes) are loaded while the present
+//! ones are multiplied, so that one barrier a tile is enough. An operand whose address runs in aligned pieces of 16 bytes is
+//! copied by `cp.async`, filled with zeros beyond edges and where its guard is false (the padding of a convolution); anything
+//! else is evaluated on its way. Tiles are kept in chunks of 16 bytes, permuted within a row so that neither copies nor
+//! `ldmatrix` meet in a bank. The epilogue runs on accumulators, as that of the Hopper family does.
+//!
+//! Bytes are summed in i32, exactly. `ldmatrix` cannot turn them round, so their tiles run along the contracted axis: constant
+//! weights are laid out so, and where neighbours along it are apart in memory they are gathered.
+use super::expr::{Env, Lanes, Point, VectorAxis, zero as zero_of};
 use super::hopper_gemm::Slice;
 use super::hopper_region::{Fragments, one_by_one};
 use super::implicit::{Product, product};
@@ -14,13 +18,14 @@ use super::{ArgFacts, Built, Family, KernelError, builder};
 use crate::targets::Target;
 use crate::tile::mma::MmaWord as M;
 use crate::tile::{Buf, Builder, Launch, Op, Space, Ty, Val};
-use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, Schedule, dim::Atom};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Schedule, dim::Atom};
 
-/// Contractions and convolutions of 16-bit operands.
-pub const FAMILY: Family = Family { name: "gemm_mma", about: "16-bit contractions and convolutions by mma.sync from a ring of shared tiles", schedules, build };
+/// Contractions and convolutions of operands of 16 bits, and of bytes.
+pub const FAMILY: Family =
+    Family { name: "gemm_mma", about: "contractions and convolutions of 16-bit floats and bytes by mma.sync from a ring of shared tiles", schedules, build };
 
-/// Elements of a chunk: 16 bytes.
-const CHUNK: i64 = 8;
+/// Bytes of a chunk.
+const CHUNK: i64 = 16;
 
 /// The sizes of a tile.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +43,9 @@ impl Tile {
         self.bm / self.wm * (self.bn / self.wn) * 32
     }
 
-    fn bytes(self) -> u64 {
-        ((self.bm + self.bn) * self.bk * self.stages * 2) as u64
+    /// Bytes of shared memory, of operands of this dtype.
+    fn bytes(self, dtype: DType) -> u64 {
+        dtype.bytes(((self.bm + self.bn) * self.bk * self.stages) as usize) as u64
     }
 }
 
@@ -52,12 +58,29 @@ const TILES: [(Tile, u32, f64); 5] = [
     (Tile { bm: 32, bn: 64, wm: 16, wn: 32, bk: 64, stages: 4 }, 3, 0.3),
 ];
 
+/// The same for bytes, twice as deep; and one for a few columns.
+const BYTE_TILES: [(Tile, u32, f64); 6] = [
+    (Tile { bm: 128, bn: 256, wm: 64, wn: 64, bk: 128, stages: 3 }, 1, 1.0),
+    (Tile { bm: 128, bn: 128, wm: 64, wn: 64, bk: 64, stages: 4 }, 2, 0.92),
+    (Tile { bm: 128, bn: 64, wm: 64, wn: 32, bk: 64, stages: 4 }, 2, 0.75),
+    (Tile { bm: 128, bn: 32, wm: 32, wn: 32, bk: 64, stages: 4 }, 3, 0.5),
+    (Tile { bm: 64, bn: 64, wm: 32, wn: 32, bk: 64, stages: 4 }, 3, 0.5),
+    (Tile { bm: 32, bn: 64, wm: 16, wn: 32, bk: 128, stages: 4 }, 3, 0.3),
+];
+
 struct Shape<'r> {
     lhs: ExprId,
     rhs: ExprId,
     k: &'r Dim,
+    acc: DType,
     /// Rank of the space.
     p: usize,
+}
+
+impl Shape<'_> {
+    fn is_bytes(&self) -> bool {
+        self.acc == DType::I32
+    }
 }
 
 fn shape(region: &Region) -> Option<Shape<'_>> {
@@ -65,8 +88,23 @@ fn shape(region: &Region) -> Option<Shape<'_>> {
     let d = region.dtype(*lhs);
     let p = region.space.len();
     let writable = region.outputs.iter().all(|o| o.ty.dtype.bits() >= 8 && o.ty.dtype != DType::Str);
-    let fits = *acc == DType::F32 && matches!(d, DType::F16 | DType::BF16) && region.dtype(*rhs) == d && p >= 2 && writable;
-    fits.then_some(Shape { lhs: *lhs, rhs: *rhs, k, p })
+    if p < 2 || !writable {
+        return None;
+    }
+    match acc {
+        DType::F32 if matches!(d, DType::F16 | DType::BF16) && region.dtype(*rhs) == d => Some(Shape { lhs: *lhs, rhs: *rhs, k, acc: *acc, p }),
+        DType::I32 => Some(Shape { lhs: byte(region, *lhs)?, rhs: byte(region, *rhs)?, k, acc: *acc, p }),
+        _ => None,
+    }
+}
+
+/// The bytes that an integer expression widens, if it is that or bytes themselves.
+fn byte(region: &Region, id: ExprId) -> Option<ExprId> {
+    match (region.expr(id), region.dtype(id)) {
+        (_, DType::U8 | DType::I8) => Some(id),
+        (Expr::Cast(x), DType::I16 | DType::I32) => byte(region, *x),
+        _ => None,
+    }
 }
 
 fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule> {
@@ -81,9 +119,10 @@ fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule
         return vec![];
     }
     let batch: i64 = space[..s.p - 2].iter().map(|d| known(d, 1)).product();
-    let mut found: Vec<(f64, Schedule)> = TILES
+    let (dtype, tiles) = if s.is_bytes() { (DType::I8, &BYTE_TILES[..]) } else { (DType::F16, &TILES[..]) };
+    let mut found: Vec<(f64, Schedule)> = tiles
         .iter()
-        .filter(|(t, ..)| t.bytes() <= gpu.shared_bytes)
+        .filter(|(t, ..)| t.bytes(dtype) <= gpu.shared_bytes && (!s.is_bytes() || t.bn <= 64 || t.bn < 2 * n))
         .map(|(t, ctas, rate)| {
             let tiles = batch * ((m + t.bm - 1) / t.bm) * ((n + t.bn - 1) / t.bn);
             let waves = (tiles + i64::from(gpu.sms) - 1) / i64::from(gpu.sms);
@@ -98,8 +137,8 @@ fn schedules(region: &Region, target: &Target, facts: &ArgFacts) -> Vec<Schedule
 
 /// How a chunk of an operand gets into shared memory.
 enum How {
-    /// By an asynchronous copy of this argument, at this address, where this holds.
-    Copied(Buf, Dim, Option<ExprId>),
+    /// By asynchronous copies of so many elements of this argument, at this address, where this holds.
+    Copied { buf: Buf, at: Dim, guard: Option<ExprId>, lanes: i64 },
     /// Evaluated this many elements at a time.
     Evaluated(usize),
 }
@@ -114,6 +153,8 @@ struct Side {
     size: i64,
     /// Whether chunks run along the contracted axis: the tile is `[size][bk]`, else `[bk][size]`.
     along_k: bool,
+    /// Whether neighbouring threads evaluate chunks of neighbours along its own axis all the same: so they lie in memory.
+    across: bool,
     how: How,
     tile: Buf,
     dtype: DType,
@@ -124,6 +165,11 @@ impl Side {
         if self.along_k { t.bk } else { self.size }
     }
 
+    /// Elements of a chunk.
+    fn chunk(&self) -> i64 {
+        8 * CHUNK / self.dtype.bits() as i64
+    }
+
     /// Elements of one stage.
     fn len(&self, t: Tile) -> i64 {
         self.size * t.bk
@@ -131,7 +177,7 @@ impl Side {
 
     /// What the chunks of a row are permuted by.
     fn swizzle(&self, b: &mut Builder, row: Val, t: Tile) -> Val {
-        if self.row_len(t) == 32 {
+        if self.row_len(t) == 4 * self.chunk() {
             let half = b.div_i(row, 2);
             b.rem_i(half, 4)
         } else {
@@ -143,7 +189,7 @@ impl Side {
     fn place(&self, b: &mut Builder, row: Val, chunk: Val, t: Tile) -> Val {
         let s = self.swizzle(b, row, t);
         let chunk = b.xor(chunk, s);
-        let (row, chunk) = (b.mul_i(row, self.row_len(t)), b.mul_i(chunk, CHUNK));
+        let (row, chunk) = (b.mul_i(row, self.row_len(t)), b.mul_i(chunk, self.chunk()));
         b.add(row, chunk)
     }
 }
@@ -196,7 +242,7 @@ fn along(env: &Env<'_>, id: ExprId, axis: usize) -> bool {
     }
 }
 
-/// Fragments of one step of 16 contracted elements.
+/// Fragments of one step: of 16 contracted elements, or 32 bytes.
 struct Frags {
     a: Vec<Val>,
     b: Vec<Val>,
@@ -218,6 +264,7 @@ struct Writer<'r> {
     t: Tile,
     p: usize,
     k: Val,
+    acc: DType,
     lhs: Side,
     rhs: Side,
     /// Batch coordinates, first row and column of the tile.
@@ -239,12 +286,18 @@ impl Writer<'_> {
     /// Row and chunk of this thread's first piece of a tile, and the rows from one piece to the next: a multiple of 8, so that
     /// all have the same permutation.
     fn piece(&self, b: &mut Builder, x: &Side) -> (Val, Val, i64) {
-        let per = x.row_len(self.t) / CHUNK;
+        let per = x.row_len(self.t) / x.chunk();
         (b.div_i(self.thread, per), b.rem_i(self.thread, per), self.t.threads() / per)
     }
 
+    /// Row and chunk of this thread's `i`-th piece where neighbouring threads are in neighbouring rows.
+    fn piece_across(&self, b: &mut Builder, x: &Side, i: i64) -> (Val, Val) {
+        let q = b.add_i(self.thread, i * self.t.threads());
+        (b.rem_i(q, x.size), b.div_i(q, x.size))
+    }
+
     fn pieces_of(&self, x: &Side) -> i64 {
-        x.len(self.t) / CHUNK / self.t.threads()
+        x.len(self.t) / x.chunk() / self.t.threads()
     }
 
     fn axes(&self, b: &mut Builder, x: &Side, own: Val, k: Val) -> Vec<Val> {
@@ -259,17 +312,17 @@ impl Writer<'_> {
     /// Start the copies of the tile at `k0` into a stage.
     fn copy(&mut self, b: &mut Builder, left: bool, k0: Val, stage: Val) {
         let (x, first) = self.side(left);
-        let How::Copied(buf, at, guard) = &x.how else { return };
-        let (buf, at, guard, tile, extent) = (*buf, at.clone(), *guard, x.tile, x.extent);
+        let How::Copied { buf, at, guard, lanes } = &x.how else { return };
+        let (buf, at, guard, lanes, tile, extent, elements) = (*buf, at.clone(), *guard, *lanes, x.tile, x.extent, x.chunk());
         let base = b.mul_i(stage, x.len(self.t));
         let (row, chunk, rows) = self.piece(b, x);
         let to = x.place(b, row, chunk, self.t);
         let to = b.add(base, to);
-        let along = b.mul_i(chunk, CHUNK);
-        for i in 0..self.pieces_of(x) {
+        let start = b.mul_i(chunk, elements);
+        for (i, part) in (0..self.pieces_of(x)).flat_map(|i| (0..elements).step_by(lanes as usize).map(move |part| (i, part))) {
             let (x, _) = self.side(left);
-            let offset = i * rows * x.row_len(self.t);
-            let row = b.add_i(row, i * rows);
+            let offset = i * rows * x.row_len(self.t) + part;
+            let (row, along) = (b.add_i(row, i * rows), b.add_i(start, part));
             let (own, kk) = if x.along_k { (row, along) } else { (along, row) };
             let (own, kk) = (b.add(own, first), b.add(kk, k0));
             let (in_own, in_k) = (b.lt(own, extent), b.lt(kk, self.k));
@@ -281,7 +334,7 @@ impl Writer<'_> {
                 inside = b.and(inside, g);
             }
             let from = self.env.index(b, &at, &mut point);
-            b.word(Op::Mma(M::CpAsync { n: CHUNK as u8, offset }), &[to, from, inside], &[tile, buf], vec![], &[]);
+            b.word(Op::Mma(M::CpAsync { n: lanes as u8, offset }), &[to, from, inside], &[tile, buf], vec![], &[]);
         }
     }
 
@@ -289,16 +342,21 @@ impl Writer<'_> {
     fn fetch(&mut self, b: &mut Builder, left: bool, k0: Val) -> Vec<Val> {
         let (x, first) = self.side(left);
         let How::Evaluated(lanes) = x.how else { return vec![] };
-        let (dtype, along_k, own_axis) = (x.dtype, x.along_k, x.axis);
+        let (dtype, along_k, own_axis, elements) = (x.dtype, x.along_k, x.axis, x.chunk());
         let mut chunks = vec![];
         let (row, chunk, rows) = self.piece(b, x);
-        let start = b.mul_i(chunk, CHUNK);
+        let start = b.mul_i(chunk, elements);
         for i in 0..self.pieces_of(x) {
             let (x, _) = self.side(left);
-            let row = b.add_i(row, i * rows);
+            let (row, start) = if x.across {
+                let (row, chunk) = self.piece_across(b, x, i);
+                (row, b.mul_i(chunk, elements))
+            } else {
+                (b.add_i(row, i * rows), start)
+            };
             let (extent, id) = (x.extent, x.id);
             let mut elems = vec![];
-            for part in (0..CHUNK).step_by(lanes) {
+            for part in (0..elements).step_by(lanes) {
                 let along = b.add_i(start, part);
                 let (own, kk) = if along_k { (row, along) } else { (along, row) };
                 let (own, kk) = (b.add(own, first), b.add(kk, k0));
@@ -317,11 +375,11 @@ impl Writer<'_> {
                 let v = self.env.expr_lanes(b, id, &mut point);
                 let v = b.cast(v, dtype);
                 let ty = b.ty(v);
-                let nothing = zero(b, ty);
+                let nothing = zero_of(b, ty);
                 let v = b.select(inside, v, nothing);
                 elems.extend((0..lanes).map(|l| b.extract(v, l)));
             }
-            chunks.push(b.pack(&elems, Ty::Vec(dtype, CHUNK as u16)));
+            chunks.push(b.pack(&elems, Ty::Vec(dtype, elements as u16)));
         }
         chunks
     }
@@ -334,12 +392,19 @@ impl Writer<'_> {
         let to = x.place(b, row, chunk, self.t);
         let to = b.add(base, to);
         for (i, v) in chunks.iter().enumerate() {
+            if x.across {
+                let (row, chunk) = self.piece_across(b, x, i as i64);
+                let to = x.place(b, row, chunk, self.t);
+                let to = b.add(base, to);
+                b.store(x.tile, to, *v);
+                continue;
+            }
             let to = b.add_i(to, i as i64 * rows * x.row_len(self.t));
             b.store(x.tile, to, *v);
         }
     }
 
-    /// Fragments of an operand: 16 of its own elements each, at step `step` of a stage.
+    /// Fragments of an operand: 16 of its own elements each, at step `step` (two chunks) of a stage.
     fn load(&self, b: &mut Builder, left: bool, stage: Val, step: i64) -> Vec<Val> {
         let (x, _) = self.side(left);
         let (warp, count) = if left { (self.warp_m, self.t.wm / 16) } else { (self.warp_n, self.t.wn / 16) };
@@ -361,16 +426,17 @@ impl Writer<'_> {
                 let (chunk, rows) = if x.along_k {
                     (b.add_i(k8, 2 * step), 16 * j)
                 } else {
-                    let chunk = b.div_i(warp, CHUNK);
+                    let chunk = b.div_i(warp, x.chunk());
                     let chunk = b.add(chunk, own8);
                     (b.add_i(chunk, 2 * j), 16 * step)
                 };
                 let chunk = b.xor(chunk, s);
-                let chunk = b.mul_i(chunk, CHUNK);
+                let chunk = b.mul_i(chunk, x.chunk());
                 let at = b.add(row, chunk);
                 let at = b.add(base, at);
                 let word = M::LdMatrix { trans: !x.along_k, offset: rows * x.row_len(self.t) };
-                b.word(Op::Mma(word), &[at], &[x.tile], vec![], &[Ty::Frag(x.dtype, 8)])[0]
+                let ty = if x.dtype.bits() == 8 { Ty::Frag(DType::I32, 4) } else { Ty::Frag(x.dtype, 8) };
+                b.word(Op::Mma(word), &[at], &[x.tile], vec![], &[ty])[0]
             })
             .collect()
     }
@@ -382,7 +448,8 @@ impl Writer<'_> {
     /// The products of the whole contraction: strips of 16 rows.
     fn multiply(&mut self, b: &mut Builder) -> Vec<Val> {
         let t = self.t;
-        let (strips, steps) = ((t.wm / 16) as usize, t.bk / 16);
+        let (strips, steps) = ((t.wm / 16) as usize, t.bk / (2 * self.lhs.chunk()));
+        let word = if self.acc == DType::I32 { M::MmaBytes { a: self.lhs.dtype, b: self.rhs.dtype } } else { M::Mma };
         let zero = b.index(0);
         let commit = |b: &mut Builder| b.word(Op::Mma(M::CpAsyncCommit), &[], &[], vec![], &[]);
         let wait = |b: &mut Builder, pending: i64| b.word(Op::Mma(M::CpAsyncWait { pending: pending as u8 }), &[], &[], vec![], &[]);
@@ -398,8 +465,8 @@ impl Writer<'_> {
         wait(b, t.stages - 2);
         b.barrier();
         let first = self.frags(b, zero, 0);
-        let acc = Ty::Frag(DType::F32, (t.wn / 2) as u16);
-        let nothing = b.constant_of(Scalar::F(0.0), acc);
+        let acc = Ty::Frag(self.acc, (t.wn / 2) as u16);
+        let nothing = zero_of(b, acc);
         let mut carried = vec![zero, b.index(t.stages - 1)];
         carried.extend(vec![nothing; strips]);
         carried.extend(first.vals());
@@ -430,7 +497,7 @@ impl Writer<'_> {
                 for (acc, a) in accs.iter_mut().zip(&now.a) {
                     let args: Vec<Val> = [*acc, *a].into_iter().chain(now.b.iter().copied()).collect();
                     let ty = b.ty(*acc);
-                    *acc = b.word(Op::Mma(M::Mma), &args, &[], vec![], &[ty])[0];
+                    *acc = b.word(Op::Mma(word.clone()), &args, &[], vec![], &[ty])[0];
                 }
                 now = next;
             }
@@ -454,7 +521,7 @@ fn following(b: &mut Builder, stage: Val, stages: i64) -> Val {
 }
 
 fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, facts: &ArgFacts) -> Result<Built, KernelError> {
-    let unfit = || KernelError::Unsupported { family: "gemm_mma", reason: format!("`{}` is no 16-bit contraction", region.name) };
+    let unfit = || KernelError::Unsupported { family: "gemm_mma", reason: format!("`{}` is no contraction of 16-bit floats or bytes", region.name) };
     let Product { region, packs } = product(region, facts).ok_or_else(unfit)?;
     let region = &region;
     let s = shape(region).ok_or_else(unfit)?;
@@ -471,20 +538,27 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     for sym in region.symbols() {
         env.sym(b, &sym);
     }
-    let dtype = region.dtype(s.lhs);
     let side = |b: &mut Builder, env: &Env<'_>, id: ExprId, axis: usize, extent: Val, size: i64| {
+        let dtype = region.dtype(id);
         let tile = b.shared(dtype, (size * t.bk * t.stages) as u64);
         let found = |along_k: bool, lanes: i64| {
             let (inner, end) = if along_k { (p, s.k) } else { (axis, &region.space[axis]) };
             pieces(env, id, inner, end, lanes).map(|at| (along_k, at))
         };
-        if let Some((along_k, (arg, at, guard))) = found(true, CHUNK).or_else(|| found(false, CHUNK)) {
-            return Side { id, axis, extent, size, along_k, how: How::Copied(env.args[arg], at, guard), tile, dtype };
+        // Bytes come in shorter copies too, and never across.
+        let copied = if s.is_bytes() {
+            [16, 8, 4].into_iter().find_map(|l| Some((l, found(true, l)?)))
+        } else {
+            found(true, 8).or_else(|| found(false, 8)).map(|at| (8, at))
+        };
+        if let Some((lanes, (along_k, (arg, at, guard)))) = copied {
+            return Side { id, axis, extent, size, along_k, across: false, how: How::Copied { buf: env.args[arg], at, guard, lanes }, tile, dtype };
         }
         // Evaluated along whichever axis its loads run, in pieces where those are even.
-        let along_k = along(env, id, p) || !along(env, id, axis);
+        let along_k = s.is_bytes() || along(env, id, p) || !along(env, id, axis);
         let lanes = [4i64, 2].into_iter().find(|l| found(along_k, *l).is_some()).unwrap_or(1);
-        Side { id, axis, extent, size, along_k, how: How::Evaluated(lanes as usize), tile, dtype }
+        let across = s.is_bytes() && along(env, id, axis) && !along(env, id, p);
+        Side { id, axis, extent, size, along_k, across, how: How::Evaluated(lanes as usize), tile, dtype }
     };
     let lhs = side(b, &env, s.lhs, p - 2, m, t.bm);
     let rhs = side(b, &env, s.rhs, p - 1, n, t.bn);
@@ -512,7 +586,7 @@ fn build(region: &Region, schedule: &Schedule, target: &Target, name: &str, fact
     let warp = b.div_i(thread, 32);
     let (warp_m, warp_n) = (b.rem_i(warp, t.bm / t.wm), b.div_i(warp, t.bm / t.wm));
     let (warp_m, warp_n) = (b.mul_i(warp_m, t.wm), b.mul_i(warp_n, t.wn));
-    let mut w = Writer { env, t, p, k, lhs, rhs, batch, m0, n0, thread, lane, warp_m, warp_n };
+    let mut w = Writer { env, t, p, k, acc: s.acc, lhs, rhs, batch, m0, n0, thread, lane, warp_m, warp_n };
     let strips = w.multiply(b);
 
     // Rows of fragments are counted from the warp's place in its warpgroup.

@@ -53,6 +53,44 @@ fn products_on_matrix_units_assemble_without_spills() {
     }
 }
 
+/// `[m, k] x [n, k]` of bytes, scaled by column, as bytes.
+fn bytes(n: i64, k: i64) -> Region {
+    let (m, n, k) = (Dim::sym("m"), Dim::from(n), Dim::from(k));
+    let mut r = Region::new("bytes", vec![m.clone(), n.clone()]);
+    let ty = |dtype: DType, shape: &[&Dim]| TensorType { dtype, shape: shape.iter().map(|d| (*d).clone()).collect() };
+    r.args = vec![ty(DType::U8, &[&m, &k]), ty(DType::I8, &[&n, &k]), ty(DType::F32, &[&n])];
+    let mut load = |arg: u32, index: Vec<Dim>, dtype: DType| r.push(Expr::Load { arg, index, guard: None }, dtype);
+    let lhs = load(0, vec![Dim::axis(0), Dim::axis(2)], DType::U8);
+    let rhs = load(1, vec![Dim::axis(1), Dim::axis(2)], DType::I8);
+    let factor = load(2, vec![Dim::axis(1)], DType::F32);
+    r.heart = Heart::Contract { k, lhs, rhs, acc: DType::I32 };
+    let acc = r.push(Expr::Acc(0), DType::I32);
+    let v = r.push(Expr::Cast(acc), DType::F32);
+    let v = r.push(Expr::Call(ScalarFn::Mul, vec![v, factor]), DType::F32);
+    let v = r.push(Expr::Call(ScalarFn::Round, vec![v]), DType::F32);
+    let expr = r.push(Expr::Cast(v), DType::U8);
+    r.outputs.push(RegionOutput { ty: ty(DType::U8, &[&m, &n]), expr, index: vec![Dim::axis(0), Dim::axis(1)] });
+    r
+}
+
+#[test]
+fn products_of_bytes_assemble_without_spills() {
+    for arch in ["sm_80", "sm_90a"] {
+        let target = Target::parse(arch).expect("a target");
+        let family = FAMILIES.iter().find(|f| f.name == "gemm_mma").expect("the family");
+        let mut kernels = vec![];
+        for (i, (n, k)) in [(1024, 1024), (24, 144), (240, 40)].into_iter().enumerate() {
+            let r = bytes(n, k);
+            let schedules = (family.schedules)(&r, &target, &ArgFacts::default());
+            assert!(schedules.len() >= 4, "{schedules:?}");
+            for (j, schedule) in schedules.iter().enumerate() {
+                kernels.push((family.build)(&r, schedule, &target, &format!("bytes_{i}_{j}"), &ArgFacts::default()).expect("builds").kernel);
+            }
+        }
+        assemble(&kernels, arch);
+    }
+}
+
 #[test]
 fn convolutions_assemble_without_spills() {
     for arch in ["sm_80", "sm_90a"] {

@@ -425,6 +425,11 @@ pub(super) struct Fragments<'e, 'r> {
     known: HashMap<ExprId, Val>,
 }
 
+/// Whether fragments of this dtype are read and written.
+const fn in_fragments(d: DType) -> bool {
+    matches!(d, DType::F16 | DType::BF16 | DType::F32 | DType::I32 | DType::U8 | DType::I8)
+}
+
 /// How an address depends on row and column.
 struct Pattern {
     vary: Option<Vary>,
@@ -466,7 +471,7 @@ impl<'e, 'r> Fragments<'e, 'r> {
     /// Whether a region's outputs can be computed so.
     pub(super) fn can(region: &Region, p: usize) -> bool {
         let [out] = region.outputs.as_slice() else { return false };
-        if !matches!(out.ty.dtype, DType::F16 | DType::BF16 | DType::F32) {
+        if !in_fragments(out.ty.dtype) {
             return false;
         }
         let place = pattern(&Env::flat(&out.ty.shape, &out.index), p);
@@ -490,7 +495,7 @@ impl<'e, 'r> Fragments<'e, 'r> {
                 Expr::Load { arg, index, guard: None } => {
                     let t = &region.args[*arg as usize];
                     let Some(q) = pattern(&Env::flat(&t.shape, index), p) else { return false };
-                    if q.vary.is_some() && !matches!(t.dtype, DType::F16 | DType::BF16 | DType::F32) {
+                    if q.vary.is_some() && !in_fragments(t.dtype) {
                         return false;
                     }
                 }

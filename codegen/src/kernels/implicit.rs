@@ -7,7 +7,7 @@ use super::{
     ArgFacts, Pack,
     pack::{Cells, Walk},
 };
-use pavage_ir::{Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, TensorType, attr::Layout};
+use pavage_ir::{DType, Dim, Expr, ExprId, Heart, Region, Scalar, ScalarFn, TensorType, attr::Layout};
 
 /// A region whose heart is a contraction, and how its constants are packed.
 pub(super) struct Product {
@@ -20,10 +20,46 @@ pub(super) struct Product {
 /// `region` as a contraction, if it is one or a convolution.
 pub(super) fn product(region: &Region, facts: &ArgFacts) -> Option<Product> {
     match &region.heart {
-        Heart::Contract { .. } => Some(Product { region: region.clone(), packs: vec![] }),
+        Heart::Contract { .. } => Some(contraction(region, facts)),
         Heart::Conv { .. } => convolution(region, facts),
         _ => None,
     }
+}
+
+/// A contraction as it is; constant bytes on the right come as `[n][k]`.
+fn contraction(from: &Region, facts: &ArgFacts) -> Product {
+    let mut region = from.clone();
+    let packs = turned(from, facts).map_or(vec![], |(load, arg, walk)| {
+        let p = from.space.len();
+        let batch = walk.batch.iter().map(|(n, _)| Dim::from(*n as i64));
+        let shape = batch.chain([walk.n.0, walk.k[0].0].map(|n| Dim::from(n as i64))).collect();
+        let at = plain_load(from, load, p + 1).map_or(vec![], |(_, at)| at.strides);
+        let index = (0..p - 2).filter(|i| !at[*i].is(0)).chain([p - 1, p]).map(Dim::axis).collect();
+        let dtype = region.args[arg].dtype;
+        region.args[arg] = TensorType { dtype, shape };
+        region.exprs[load.0 as usize].0 = Expr::Load { arg: arg as u32, index, guard: None };
+        vec![(arg, Pack::Walk(walk))]
+    });
+    Product { region, packs }
+}
+
+/// The load of a right operand of constant bytes that does not run along the contracted axis, its argument, and how that is turned round.
+fn turned(from: &Region, facts: &ArgFacts) -> Option<(ExprId, usize, Walk)> {
+    let Heart::Contract { k, rhs, acc: DType::I32, .. } = &from.heart else { return None };
+    let p = from.space.len();
+    let (arg, at) = plain_load(from, *rhs, p + 1)?;
+    let loads: Vec<usize> = (0..from.exprs.len()).filter(|i| matches!(from.exprs[*i].0, Expr::Load { arg: a, .. } if a as usize == arg)).collect();
+    let ([load], dtype) = (loads.as_slice(), from.args[arg].dtype) else { return None };
+    facts.constant(arg)?;
+    if p < 2 || dtype.bits() != 8 || at.strides[p].is(1) || !at.strides[p - 2].is(0) {
+        return None;
+    }
+    let size = |d: &Dim| d.as_const().and_then(|n| usize::try_from(n).ok());
+    let strided = |axis: usize, extent: &Dim| Some((size(extent)?, at.strides[axis].as_const()?));
+    let batch = (0..p - 2).filter(|i| !at.strides[*i].is(0)).map(|i| strided(i, &from.space[i])).collect::<Option<_>>()?;
+    let (n, k) = (strided(p - 1, &from.space[p - 1])?, vec![strided(p, k)?]);
+    let walk = Walk { batch, n, k, start: at.rest.as_const()?, width: 1, group: 1, dtype, cells: Cells::Whole };
+    Some((ExprId(*load as u32), arg, walk))
 }
 
 fn convolution(from: &Region, facts: &ArgFacts) -> Option<Product> {
@@ -107,7 +143,7 @@ fn convolution(from: &Region, facts: &ArgFacts) -> Option<Product> {
     Some(Product { region: out, packs })
 }
 
-/// How constant weights are laid out as `[group][k][o]`, or `[group][o][k]` where the columns are odd.
+/// How constant weights are laid out as `[group][k][o]`, or `[group][o][k]` where the columns are odd or of bytes.
 #[expect(clippy::too_many_arguments, reason = "the sizes of one convolution")]
 fn packing(from: &Region, w: ExprId, facts: &ArgFacts, groups: usize, o: i64, c: i64, taps: &[i64], layout: Layout) -> Option<(usize, Walk)> {
     let (arg, at) = plain_load(from, w, taps.len() + 2)?;
@@ -126,7 +162,9 @@ fn packing(from: &Region, w: ExprId, facts: &ArgFacts, groups: usize, o: i64, c:
         k.insert(0, channels)
     }
     let all: i64 = taps.iter().product::<i64>() * c;
-    let width = if o % 8 != 0 && all % 8 == 0 && dtype.bits() == 16 { 1 } else { usize::try_from(o).ok()? };
+    // The matrix units take bytes along the contracted axis only.
+    let bytes = matches!(from.heart, Heart::Conv { acc: DType::I32, .. }) && dtype.bits() == 8;
+    let width = if bytes || o % 8 != 0 && all % 8 == 0 && dtype.bits() == 16 { 1 } else { usize::try_from(o).ok()? };
     let walk = Walk {
         batch: vec![(groups, strides[0] * o)],
         n: (usize::try_from(o).ok()?, strides[0]),

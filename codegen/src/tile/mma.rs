@@ -6,8 +6,11 @@
 //!   and column `8 * (i / 4) + 2 * (t % 4) + i % 2`, as in [`super::hopper`] but for one warp ([`strip_row`], [`strip_col`]);
 //! - what `ldmatrix` gives is a `Frag(_, 8)`: two registers of each of four 8 x 8 matrices, register `i` of matrix `i / 2`
 //!   holding row `t / 4` and column `2 * (t % 4) + i % 2` of it, or the element across the diagonal when `trans`;
+//! - what it gives of bytes is a `Frag(i32, 4)`: register `i` holds elements `4 * (t % 4)` to `+ 3` of row `t / 4` of a matrix of
+//!   8 rows of 16, the first in its low bits;
 //! - as first operand of `mma` the four matrices are rows 0..8 and 8..16 of k 0..8, then both of k 8..16; as second operand
-//!   they are k 0..8 and 8..16 of columns 0..8, then both of columns 8..16, each matrix held as its columns.
+//!   they are k 0..8 and 8..16 of columns 0..8, then both of columns 8..16, each matrix held as its columns. Of bytes, k
+//!   counts double.
 use super::{BufInfo, Space, Ty};
 use pavage_ir::DType;
 use std::collections::BTreeMap;
@@ -31,16 +34,23 @@ pub enum MmaWord {
         /// Groups that may still be in flight.
         pending: u8,
     },
-    /// Load four 8 x 8 matrices of 16-bit elements (warp). bufs: shared tile. args: element index, thread `8 * j + r` that of
-    /// row `r` of matrix `j`, a multiple of 8 elements.
+    /// Load four 8 x 8 matrices of 16-bit elements, or of 8 rows of 16 bytes (warp). bufs: shared tile. args: element index,
+    /// thread `8 * j + r` that of row `r` of matrix `j`, a multiple of a row.
     LdMatrix {
-        /// Each thread gets the elements across the diagonal.
+        /// Each thread gets the elements across the diagonal; not of bytes.
         trans: bool,
         /// Constant part of the element index.
         offset: i64,
     },
     /// `acc + a * b` over 16 contracted elements (warp). args: accumulator strip of `n` columns, a, then `n / 16` fragments of b.
     Mma,
+    /// The same over 32 contracted bytes, sums in i32 that wrap around (warp): an i32 strip, a, then fragments of b.
+    MmaBytes {
+        /// `u8` or `i8`: what the bytes of a are.
+        a: DType,
+        /// What those of b are.
+        b: DType,
+    },
 }
 
 use MmaWord as M;
@@ -54,6 +64,7 @@ impl MmaWord {
             M::CpAsyncWait { .. } => "cp_async_wait",
             M::LdMatrix { .. } => "ldmatrix",
             M::Mma => "mma",
+            M::MmaBytes { .. } => "mma_bytes",
         }
     }
 
@@ -63,6 +74,7 @@ impl MmaWord {
             M::CpAsync { n, offset } => vec![("n", n.to_string()), ("offset", offset.to_string())],
             M::CpAsyncWait { pending } => vec![("pending", pending.to_string())],
             M::LdMatrix { trans, offset } => vec![("trans", trans.to_string()), ("offset", offset.to_string())],
+            M::MmaBytes { a, b } => vec![("a", a.to_string()), ("b", b.to_string())],
             M::CpAsyncCommit | M::Mma => vec![],
         }
     }
@@ -79,13 +91,14 @@ impl MmaWord {
             "cp_async_wait" => M::CpAsyncWait { pending: get(attrs, "pending")? },
             "ldmatrix" => M::LdMatrix { trans: get(attrs, "trans")?, offset: get(attrs, "offset")? },
             "mma" => M::Mma,
+            "mma_bytes" => M::MmaBytes { a: get(attrs, "a")?, b: get(attrs, "b")? },
             _ => return Ok(None),
         }))
     }
 
     /// Whether the result depends on the operands alone.
     pub fn is_pure(&self) -> bool {
-        matches!(self, M::Mma)
+        matches!(self, M::Mma | M::MmaBytes { .. })
     }
 
     /// Whether operands and results are of the right types.
@@ -113,13 +126,13 @@ impl MmaWord {
                     Err("takes and gives nothing".to_owned())
                 }
             }
-            M::LdMatrix { .. } => {
+            M::LdMatrix { trans, .. } => {
                 let ([tile], [Ty::INDEX], [out]) = (bufs, args, results) else { return Err("takes a buffer and an index, gives a fragment".to_owned()) };
-                half(tile.dtype)?;
+                let want = if byte(tile.dtype) && !trans { BYTES } else { half(tile.dtype).map(|()| Ty::Frag(tile.dtype, 8))? };
                 if tile.space != Space::Shared {
                     return Err("buffer must be in shared memory".to_owned());
                 }
-                if *out == Ty::Frag(tile.dtype, 8) { Ok(()) } else { Err(format!("gives {}, not {out}", Ty::Frag(tile.dtype, 8))) }
+                if *out == want { Ok(()) } else { Err(format!("gives {want}, not {out}")) }
             }
             M::Mma => {
                 let ([Ty::Frag(DType::F32, n), a @ Ty::Frag(d, 8), b @ ..], [], [out]) = (args, bufs, results) else {
@@ -131,8 +144,27 @@ impl MmaWord {
                 }
                 if *out == args[0] { Ok(()) } else { Err("gives what it accumulates into".to_owned()) }
             }
+            M::MmaBytes { a: lhs, b: rhs } => {
+                let ([Ty::Frag(DType::I32, n), a, b @ ..], [], [out]) = (args, bufs, results) else {
+                    return Err("takes an i32 strip and fragments of bytes".to_owned());
+                };
+                if !byte(*lhs) || !byte(*rhs) {
+                    return Err(format!("elements must be u8 or i8, not {lhs} and {rhs}"));
+                }
+                if *a != BYTES || b.is_empty() || b.iter().any(|t| *t != BYTES) || usize::from(*n) != 8 * b.len() {
+                    return Err(format!("{} fragments of b beside {n} accumulators", b.len()));
+                }
+                if *out == args[0] { Ok(()) } else { Err("gives what it accumulates into".to_owned()) }
+            }
         }
     }
+}
+
+/// A fragment of bytes.
+const BYTES: Ty = Ty::Frag(DType::I32, 4);
+
+const fn byte(d: DType) -> bool {
+    matches!(d, DType::U8 | DType::I8)
 }
 
 /// Row of register `i` of a strip in thread `t` of the warp.

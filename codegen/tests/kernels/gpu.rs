@@ -1,6 +1,6 @@
 //! Contractions on a GPU without matrix units: against the meaning of their regions, by the interpreter.
 use crate::common::Noise;
-use crate::common::regions::{Case, check, check_gpu, load_at, output, ty};
+use crate::common::regions::{Case, call, check, check_gpu, load_at, output, ty};
 use pavage_codegen::kernels::hopper_samples::{Tail, linear};
 use pavage_codegen::kernels::{ArgFacts, build};
 use pavage_codegen::targets::Target;
@@ -8,7 +8,7 @@ use pavage_codegen::tile::Kernel;
 use pavage_codegen::tile::interp::run_gpu;
 use pavage_codegen::tile::text::{assert_round_trip, parse};
 use pavage_ir::region_eval::eval_region;
-use pavage_ir::{Binding, DType, Dim, Expr, Heart, Region, Schedule, Tensor};
+use pavage_ir::{Binding, DType, Dim, Expr, Heart, Region, Scalar, ScalarFn, Schedule, Tensor};
 
 fn bind(pairs: &[(&str, i64)]) -> Binding {
     Binding(pairs.iter().map(|(n, v)| ((*n).into(), *v)).collect())
@@ -138,4 +138,106 @@ fn run_on_gpu(case: &Case, kernel: &Kernel) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// How the operands of a product of bytes lie.
+#[derive(Clone, Copy, Debug)]
+enum Lie {
+    /// `[m, k] x [n, k]`.
+    Rows,
+    /// `[m, k] x [k, n]`.
+    Plain,
+    /// `[k, m] x [k, n]`.
+    Turned,
+    /// `[b, m, k] x [b, k, n]`.
+    Batched,
+}
+
+/// Sums of products of bytes: as they are, or scaled by column, with a residual of bytes, as bytes.
+fn bytewise([a, w]: [DType; 2], [m, n, k]: [i64; 3], lie: Lie, requantised: bool) -> Region {
+    let batch = matches!(lie, Lie::Batched).then(|| Dim::from(3i64));
+    let (m, n, k) = (Dim::from(m), Dim::from(n), Dim::from(k));
+    let mut r = Region::new("bytewise", batch.iter().cloned().chain([m.clone(), n.clone()]).collect());
+    let p = r.space.len();
+    let orders = match lie {
+        Lie::Rows => [[p - 2, p], [p - 1, p]],
+        Lie::Plain | Lie::Batched => [[p - 2, p], [p, p - 1]],
+        Lie::Turned => [[p, p - 2], [p, p - 1]],
+    };
+    let extent = |axis: usize| if axis == p { k.clone() } else { r.space[axis].clone() };
+    let shapes = orders.map(|o| batch.iter().cloned().chain(o.map(extent)).collect::<Vec<_>>());
+    r.args = vec![ty(a, &shapes[0]), ty(w, &shapes[1])];
+    let index = |o: [usize; 2]| (0..p - 2).chain(o).map(Dim::axis).collect();
+    let (lhs, rhs) = (load_at(&mut r, 0, index(orders[0]), None), load_at(&mut r, 1, index(orders[1]), None));
+    r.heart = Heart::Contract { k, lhs, rhs, acc: DType::I32 };
+    let mut v = r.push(Expr::Acc(0), DType::I32);
+    if requantised {
+        r.args.extend([ty(DType::F32, &[n]), ty(DType::U8, &r.space)]);
+        let here: Vec<Dim> = (0..p).map(Dim::axis).collect();
+        let (factor, other) = (load_at(&mut r, 2, vec![Dim::axis(p - 1)], None), load_at(&mut r, 3, here, None));
+        v = r.push(Expr::Cast(v), DType::F32);
+        let small = r.constant(Scalar::F(1.0 / 4096.0), DType::F32);
+        let other = r.push(Expr::Cast(other), DType::F32);
+        let factor = call(&mut r, ScalarFn::Mul, &[factor, small]);
+        v = call(&mut r, ScalarFn::Fma, &[v, factor, other]);
+        v = call(&mut r, ScalarFn::Round, &[v]);
+        v = r.push(Expr::Cast(v), DType::U8);
+    }
+    output(&mut r, v);
+    r
+}
+
+/// A case of bytes of every value; the second operand constant perhaps.
+fn byte_case(region: Region, constant: bool, noise: &mut Noise) -> Case {
+    let mut case = Case::new(region, bind(&[]), noise);
+    for t in case.args.iter_mut().filter(|t| t.dtype().bits() == 8) {
+        let (lo, _) = t.dtype().int_range();
+        *t = Tensor::from_scalars(t.dtype(), t.shape().to_vec(), (0..t.count()).map(|_| Scalar::I(lo + i128::from(noise.bits() % 256))).collect::<Vec<_>>());
+    }
+    if constant {
+        case.facts.constants = vec![None, Some(case.args[1].clone())];
+    }
+    case.tolerance = 0.0;
+    case
+}
+
+#[test]
+fn matrix_units_sum_bytes_exactly() {
+    let mut noise = Noise(79);
+    let tiles: [[i64; 7]; 6] = [
+        [128, 256, 64, 64, 128, 3, 1],
+        [128, 128, 64, 64, 64, 4, 2],
+        [128, 64, 64, 32, 64, 4, 2],
+        [128, 32, 32, 32, 64, 4, 3],
+        [64, 64, 32, 32, 64, 4, 3],
+        [32, 64, 16, 32, 128, 4, 3],
+    ];
+    let (u, i) = (DType::U8, DType::I8);
+    let mut cases = vec![];
+    for (t, tile) in tiles.iter().enumerate() {
+        let kinds = [[u, i], [i, i], [u, u], [i, u]][t % 4];
+        let knobs: Vec<(&str, i64)> = ["bm", "bn", "wm", "wn", "bk", "stages", "ctas"].into_iter().zip(*tile).collect();
+        let mut of_tile = vec![
+            byte_case(bytewise(kinds, [137, 70, 208], Lie::Rows, t % 2 == 0), false, &mut noise),
+            byte_case(bytewise(kinds, [40, 33, 72], Lie::Plain, t % 2 == 1), true, &mut noise),
+        ];
+        if t > 2 {
+            // Copies of 8 and 4 bytes; nothing that is copied; what is gathered.
+            of_tile.extend([
+                byte_case(bytewise(kinds, [66, 24, 44], Lie::Rows, true), true, &mut noise),
+                byte_case(bytewise(kinds, [35, 17, 27], Lie::Plain, true), true, &mut noise),
+                byte_case(bytewise(kinds, [70, 66, 35], Lie::Turned, true), false, &mut noise),
+                byte_case(bytewise(kinds, [18, 40, 64], Lie::Batched, false), t % 2 == 0, &mut noise),
+            ]);
+        }
+        for mut case in of_tile {
+            case.schedule = Some(Schedule::new("gemm_mma", &knobs));
+            cases.push(case);
+        }
+    }
+    check_gpu(&cases, "sm_80");
+    // Chosen without being asked for.
+    let target = Target::parse("sm_90a").expect("a known target");
+    let built = build(&cases[0].region, &target, "k", &ArgFacts::default(), None).expect("builds");
+    assert_eq!(built.schedule.family, "gemm_mma");
 }

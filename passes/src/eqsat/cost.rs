@@ -151,8 +151,7 @@ pub const GPU: Costs = Costs {
     piece_tile: [32.0, 64.0],
     piece_flops_per_ns: 135_000.0,
     tiles_fill_ns: 1000.0,
-    // Integer products run in plain loops there.
-    byte_flops_per_ns: 2_000.0,
+    byte_flops_per_ns: 200_000.0,
     attention_flops_per_ns: 400_000.0,
     map_ops_per_ns: 10_000.0,
     scalar_ops_per_ns: 10_000.0,
@@ -180,6 +179,7 @@ pub const SM_80: Costs = Costs {
     half_flops_per_ns: 180_000.0,
     piece_flops_per_ns: 100_000.0,
     tiles_fill_ns: 0.0,
+    byte_flops_per_ns: 150_000.0,
     attention_flops_per_ns: 120_000.0,
     map_ops_per_ns: 5_000.0,
     ..GPU
@@ -255,9 +255,10 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let mut around = counter.around();
     let half = region.args.first().is_some_and(|t| t.dtype.bits() == 16);
     let whole = half && in_tiles(region);
+    let matrix_bytes = costs.is_wide() && on_matrix_units(region, costs);
     let tile = if whole {
         costs.half_tile
-    } else if half {
+    } else if half || matrix_bytes {
         costs.piece_tile
     } else {
         costs.tile
@@ -278,7 +279,10 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
             weight_bytes = loaded(*rhs);
             let [batch @ .., m, n] = region.space.as_slice() else { return Price::default() };
             let p = region.space.len();
-            if half && costs.is_wide() && matches!(region.expr(*lhs), Expr::Load { .. }) && ![p, p - 2].iter().any(|axis| counter.in_pieces(*lhs, *axis)) {
+            let apart =
+                |axes: &[usize], run: i64| matches!(region.expr(*lhs), Expr::Load { .. }) && !axes.iter().any(|axis| counter.in_pieces(*lhs, *axis, run));
+            if half && costs.is_wide() && apart(&[p, p - 2], PIECE as i64) || matrix_bytes && (apart(&[p], WORD) || k.as_const().is_some_and(|k| k % WORD != 0))
+            {
                 around.ops += LOOSE * product(batch) * size(m) * size(k) * (size(n) / tile[1]).ceil();
             }
             contract = 2.0 * size(k) * costs.tiled(product(batch), size(m), size(n), tile);
@@ -294,7 +298,8 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
                 integers = false;
             } else {
                 // Channels that do not fill a piece come one by one.
-                if half && costs.is_wide() && weights[1].as_const().is_some_and(|c| c % PIECE as i64 != 0) {
+                let uneven = |run: i64| weights[1].as_const().is_some_and(|c| c % run != 0);
+                if half && costs.is_wide() && uneven(PIECE as i64) || matrix_bytes && uneven(WORD) {
                     around.ops += LOOSE * pixels * taps * (filters / tile[1]).ceil();
                 }
                 let groups = *groups as f64;
@@ -358,6 +363,8 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
     let read: f64 = read.sum();
     let written: f64 = region.outputs.iter().map(|o| bytes(&o.ty)).sum();
     let rate = match (integers, half) {
+        // A multiply and an add.
+        (true, _) if costs.is_wide() && !matrix_bytes => 0.5 * costs.contract_flops_per_ns,
         (true, _) => costs.byte_flops_per_ns,
         (_, true) if whole => costs.half_flops_per_ns,
         (_, true) => costs.piece_flops_per_ns,
@@ -426,6 +433,27 @@ fn planes(region: &Region, x: ExprId, groups: usize, input: &[Dim], weights: &[D
     }
 }
 
+/// Whether a product is one of bytes that matrix units of wide devices take: of `u8` or `i8` as they are, and more than a few.
+fn on_matrix_units(region: &Region, costs: &Costs) -> bool {
+    let bytes = |id: &ExprId| {
+        let mut id = *id;
+        while let Expr::Cast(x) = region.expr(id) {
+            id = *x;
+        }
+        matches!(region.dtype(id), DType::U8 | DType::I8)
+    };
+    match &region.heart {
+        Heart::Contract { lhs, rhs, acc: DType::I32, .. } => bytes(lhs) && bytes(rhs),
+        Heart::Conv { groups, x, w, weights, acc: DType::I32, .. } => {
+            let (o, taps) = (costs.size(&weights[0]) / *groups as f64, weights[1..].iter().map(|d| costs.size(d)).product::<f64>());
+            bytes(x) && bytes(w) && o >= 8.0 && taps >= 16.0
+        }
+        _ => false,
+    }
+}
+
+/// Elements of a byte that the shortest copy moves.
+const WORD: i64 = 4;
 /// Elements of 16 bits that one copy moves.
 pub(crate) const PIECE: usize = 8;
 /// Simple operations that an element of an image costs which comes to a contraction by itself.

@@ -263,11 +263,11 @@ impl<'r> Counter<'r> {
         self.region.outputs.iter().filter(|o| self.step(&o.ty, &o.index, axis) == Step::Stray).count() as f64
     }
 
-    /// Whether the elements of a load are neighbours along an axis, in runs of eight at least.
-    pub(super) fn in_pieces(&self, load: ExprId, axis: usize) -> bool {
+    /// Whether the elements of a load are neighbours along an axis, in runs of so many at least.
+    pub(super) fn in_pieces(&self, load: ExprId, axis: usize, run: i64) -> bool {
         let Expr::Load { arg, index, .. } = self.region.expr(load) else { return false };
         let at = index.iter().zip(&self.region.args[*arg as usize].shape).fold(Dim::ZERO, |at, (i, n)| at * n.clone() + i.clone());
-        walk(&at.recombine(), axis, 8) == Some(1)
+        walk(&at.recombine(), axis, run) == Some(1)
     }
 
     fn step(&self, ty: &TensorType, index: &[Dim], axis: usize) -> Step {

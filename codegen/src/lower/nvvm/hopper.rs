@@ -466,7 +466,7 @@ impl<'k> Lower<'k> {
     fn acc_load(&mut self, s: &Stmt, vary: Vary, pairs: bool) -> Lowered {
         let out = s.results[0];
         let (ty, d) = (self.ty(out), self.buf(s.bufs[0]).dtype);
-        if !matches!(d, DType::F16 | DType::BF16 | DType::F32) {
+        if !matches!(d, DType::F16 | DType::BF16 | DType::F32 | DType::I32 | DType::U8 | DType::I8) {
             return self.unsupported("acc_load", format!("of {d}"));
         }
         let size = d.bytes(1) as i64;
@@ -529,24 +529,35 @@ impl<'k> Lower<'k> {
         let ok = self.e.conv("zext", ok, "i32");
         let head = "{ .reg .pred p; setp.ne.b32 p, $";
         let one = |l: &mut Self, bits: u32, con: &str, ty: &'static str| {
-            let text = format!("{head}2, 0; mov.b{bits} $0, 0; @p ld.global.b{bits} $0, [$1]; }}");
+            let text = format!("{head}2, 0; mov.b{} $0, 0; @p ld.global.b{bits} $0, [$1]; }}", bits.max(16));
             l.e.op(ty, format!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"={con},l,r\" {p}, {ok} : ({}, i32) -> {ty}", p.ty))
         };
+        // Words in the registers of their kind.
+        let (con, word) = if d == DType::I32 { ("r", "i32") } else { ("f", "f32") };
         match (d.bytes(1), pair) {
+            (1, true) => {
+                let both = one(self, 16, "h", "i16");
+                let high = self.e.int2c("lshr", &both, 8);
+                [both, high].iter().map(|x| self.e.conv("trunc", x, "i8")).collect()
+            }
+            (1, false) => {
+                let x = one(self, 8, "h", "i16");
+                vec![self.e.conv("trunc", &x, "i8")]
+            }
             (2, true) => vec![one(self, 32, "r", "i32")],
             (2, false) => {
                 let x = one(self, 16, "h", "i16");
                 vec![self.e.conv("bitcast", &x, llty(d))]
             }
-            (_, false) => vec![one(self, 32, "f", "f32")],
+            (_, false) => vec![one(self, 32, con, word)],
             (_, true) => {
                 let text = format!("{head}3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @p ld.global.v2.b32 {{$0, $1}}, [$2]; }}");
-                let st = structure(2);
+                let st = format!("!llvm.struct<({word}, {word})>");
                 let r = self.e.op(
                     "struct",
-                    format!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"=&f,=&f,l,r\" {p}, {ok} : ({}, i32) -> {st}", p.ty),
+                    format!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"=&{con},=&{con},l,r\" {p}, {ok} : ({}, i32) -> {st}", p.ty),
                 );
-                (0..2).map(|i| self.e.op("f32", format!("llvm.extractvalue {r}[{i}] : {st}"))).collect()
+                (0..2).map(|i| self.e.op(word, format!("llvm.extractvalue {r}[{i}] : {st}"))).collect()
             }
         }
     }
@@ -554,7 +565,7 @@ impl<'k> Lower<'k> {
     fn acc_store(&mut self, s: &Stmt, pairs: bool) -> Lowered {
         let v = s.args[0];
         let (n, d) = (self.ty(v).lanes(), self.buf(s.bufs[0]).dtype);
-        if !matches!(d, DType::F16 | DType::BF16 | DType::F32) {
+        if !matches!(d, DType::F16 | DType::BF16 | DType::F32 | DType::I32 | DType::U8 | DType::I8) {
             return self.unsupported("acc_store", format!("of {d}"));
         }
         let size = d.bytes(1) as i64;
@@ -576,8 +587,20 @@ impl<'k> Lower<'k> {
                         let x = self.e.conv("bitcast", &elems[i + half], "i16");
                         (format!("{head}.b16 [$0], $2; }}"), "l,r,h", vec![x])
                     }
-                    (_, true) => (format!("{head}.v2.b32 [$0], {{$2, $3}}; }}"), "l,r,f,f", vec![elems[i].clone(), elems[i + 1].clone()]),
-                    (_, false) => (format!("{head}.b32 [$0], $2; }}"), "l,r,f", vec![elems[i + half].clone()]),
+                    (1, true) => {
+                        let [low, high] = [i, i + 1].map(|i| self.e.conv("zext", &elems[i], "i16"));
+                        let high = self.e.int2c("shl", &high, 8);
+                        (format!("{head}.b16 [$0], $2; }}"), "l,r,h", vec![self.e.int2("or", &low, &high)])
+                    }
+                    (1, false) => {
+                        let x = self.e.conv("zext", &elems[i + half], "i16");
+                        (format!("{head}.b8 [$0], $2; }}"), "l,r,h", vec![x])
+                    }
+                    (_, true) => {
+                        let cons = if d == DType::I32 { "l,r,r,r" } else { "l,r,f,f" };
+                        (format!("{head}.v2.b32 [$0], {{$2, $3}}; }}"), cons, vec![elems[i].clone(), elems[i + 1].clone()])
+                    }
+                    (_, false) => (format!("{head}.b32 [$0], $2; }}"), if d == DType::I32 { "l,r,r" } else { "l,r,f" }, vec![elems[i + half].clone()]),
                 };
                 let types: Vec<&str> = [p.ty, "i32"].into_iter().chain(ops.iter().map(|o| o.ty)).collect();
                 self.e.line(format!(

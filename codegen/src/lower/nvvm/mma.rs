@@ -61,6 +61,27 @@ impl Lower<'_> {
                 }
                 self.bind(s.results[0], acc);
             }
+            M::MmaBytes { a, b } => {
+                let [lhs, rhs] = [a, b].map(|d| if *d == DType::I8 { "s8" } else { "u8" });
+                let mut acc = self.raw(s.args[0]);
+                let (a, b) = (self.raw(s.args[1]), self.flat(&s.args[2..]));
+                let st = "!llvm.struct<(i32, i32, i32, i32)>";
+                for (c, b) in acc.chunks_mut(4).zip(b.chunks(2)) {
+                    let r = self.e.op(
+                        "struct",
+                        format!(
+                            "nvvm.mma.sync A[{}] B[{}] C[{}] {{layoutA = #nvvm.mma_layout<row>, layoutB = #nvvm.mma_layout<col>, intOverflowBehavior = #nvvm.mma_int_overflow<wrapped>, multiplicandAPtxType = #nvvm.mma_type<{lhs}>, multiplicandBPtxType = #nvvm.mma_type<{rhs}>, shape = #nvvm.shape<m = 16, n = 8, k = 32>}} : (i32, i32, i32) -> {st}",
+                            Emit::list(&a),
+                            Emit::list(b),
+                            Emit::list(c)
+                        ),
+                    );
+                    for (i, c) in c.iter_mut().enumerate() {
+                        *c = self.e.op("i32", format!("llvm.extractvalue {r}[{i}] : {st}"));
+                    }
+                }
+                self.bind(s.results[0], acc);
+            }
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Ampere words. An asynchronous copy fills its destination with NaN when it is issued and with data at the wait that
-//! proves it done, so that what is read too early, or written over too early, gives wrong results.
+//! Ampere words. An asynchronous copy fills its destination with NaN (integers with ones) when it is issued and with data at the
+//! wait that proves it done, so that what is read too early, or written over too early, gives wrong results.
 use super::memory::Place;
 use super::{Data, Machine, Progress};
 use crate::tile::mma::{MmaWord as M, strip_col, strip_row};
@@ -36,7 +36,7 @@ pub(super) fn run(m: &mut Machine<'_>, agent: usize, word: &M, s: &Stmt) -> Resu
                 let to = aligned(m, agent, s.bufs[0], to.int(t) + offset, n, t)?;
                 let from = if inside.bool(t) { Some(aligned(m, agent, s.bufs[1], from.int(t), n, t)?) } else { None };
                 for i in 0..n {
-                    m.memory.write(to, dtype, i, Scalar::F(f64::NAN).cast(dtype));
+                    m.memory.write(to, dtype, i, if dtype.is_float() { Scalar::F(f64::NAN).cast(dtype) } else { Scalar::I(1) });
                 }
                 let c = m.copies(agent);
                 c.issued.push(Copy { to, from, n, dtype });
@@ -69,6 +69,19 @@ pub(super) fn run(m: &mut Machine<'_>, agent: usize, word: &M, s: &Stmt) -> Resu
             m.whole_warps(agent)?;
             let dtype = m.kernel.buf(s.bufs[0]).dtype;
             let index = m.value(agent, s.args[0])?.clone();
+            if dtype.bits() == 8 {
+                let mut out = Data::zeros(DType::I32, threads * 4);
+                for t in m.active(agent) {
+                    for i in 0..4 {
+                        let holder = t / 32 * 32 + 8 * i + t % 32 / 4;
+                        let place = aligned(m, agent, s.bufs[0], index.int(holder) + offset, 16, t)?;
+                        let bytes = [0, 1, 2, 3].map(|k| m.memory.read(place, dtype, 4 * (t % 4) + k).i() as u8);
+                        out.put(t * 4 + i, Scalar::I(i128::from(i32::from_le_bytes(bytes))));
+                    }
+                }
+                m.set(agent, s.results[0], out);
+                return Ok(Progress::Done);
+            }
             let mut out = Data::zeros(dtype, threads * 8);
             for t in m.active(agent) {
                 for i in 0..8 {
@@ -84,6 +97,10 @@ pub(super) fn run(m: &mut Machine<'_>, agent: usize, word: &M, s: &Stmt) -> Resu
         M::Mma => {
             m.whole_warps(agent)?;
             multiply(m, agent, &s.args)?
+        }
+        M::MmaBytes { a, b } => {
+            m.whole_warps(agent)?;
+            multiply_bytes(m, agent, &s.args, [*a, *b])?
         }
     };
     if let Some(r) = s.results.first() {
@@ -127,6 +144,31 @@ fn multiply(m: &Machine<'_>, agent: usize, args: &[Val]) -> Result<Data, String>
                 .sum();
             let sum = &mut sums[t * regs + i];
             *sum = f64::from((*sum + part) as f32);
+        }
+    }
+    Ok(acc)
+}
+
+/// Element `k` of row `row` of the matrices `matrix` and, from 16 on, `matrix + apart` of a fragment of bytes.
+fn byte(frag: &Data, dtype: DType, first: usize, matrix: usize, apart: usize, row: usize, k: usize) -> i64 {
+    let word = frag.int((first + 4 * row + k % 16 / 4) * 4 + matrix + k / 16 * apart) as i32;
+    let byte = word.to_le_bytes()[k % 4];
+    if dtype == DType::I8 { i64::from(byte.cast_signed()) } else { i64::from(byte) }
+}
+
+fn multiply_bytes(m: &Machine<'_>, agent: usize, args: &[Val], [of_a, of_b]: [DType; 2]) -> Result<Data, String> {
+    let regs = m.kernel.ty(args[0]).lanes();
+    let (mut acc, a) = (m.value(agent, args[0])?.clone(), m.value(agent, args[1])?);
+    let b: Vec<&Data> = args[2..].iter().map(|b| m.value(agent, *b)).collect::<Result<_, _>>()?;
+    let Data::I(sums) = &mut acc else { return Err("accumulates integers".to_owned()) };
+    for t in m.active(agent) {
+        let first = t / 32 * 32;
+        for i in 0..regs {
+            let (row, col) = (strip_row(t % 32, i), strip_col(t % 32, i));
+            let part: i64 =
+                (0..32).map(|k| byte(a, of_a, first, row / 8, 2, row % 8, k) * byte(b[col / 16], of_b, first, 2 * (col / 8 % 2), 1, col % 8, k)).sum();
+            let sum = &mut sums[t * regs + i];
+            *sum = i64::from((*sum + part) as i32);
         }
     }
     Ok(acc)
