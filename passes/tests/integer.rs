@@ -180,9 +180,13 @@ fn what_is_no_product_of_bytes_stays() {
     let source =
         layer(&Layer { x: "u8", zero: 0, w: "i8", w_zero: 0, groups: 1, kernel: 1, pad: 0, scales: ["0.5", "0.5", "0.5"], relu: false }, &mut Random(0x77));
     let graph = text::parse(&source, &|_| None).unwrap();
-    let mut after = graph.clone();
-    passes::run(&mut after, &Ctx { costs: cost::GPU, ..Ctx::default() }, &["integer"]).unwrap();
-    assert_eq!(integer_products(&after), 0, "no faster on that device");
+    let on = |costs: cost::Costs| {
+        let mut after = graph.clone();
+        passes::run(&mut after, &Ctx { costs, ..Ctx::default() }, &["integer"]).unwrap();
+        integer_products(&after)
+    };
+    assert_eq!([on(cost::GPU), on(cost::SM_80)], [1, 1]);
+    assert_eq!(on(cost::Costs { byte_flops_per_ns: 2_000.0, ..cost::GPU }), 0, "no faster on that device");
     let fractional = source.replace("%zx = const f32[1,1,1,1] {0.0}", "%zx = const f32[1,1,1,1] {0.5}");
     assert_eq!(integer_products(&transformed(&fractional).1), 0, "a zero point that is no integer");
     let wide = source.replace("(%q: u8", "(%q: u16");

@@ -242,7 +242,8 @@ fn layers_go_by_the_name_of_their_product() {
 #[test]
 fn what_cannot_be_narrowed_says_why() {
     let (graph, _) = two_layers(&mut Random(5));
-    let layers = precision::layers(&graph, &[Precision::Int8, Precision::W8], Storage::default(), &cost::GPU).unwrap();
+    let slow = cost::Costs { byte_flops_per_ns: 2_000.0, ..cost::GPU };
+    let layers = precision::layers(&graph, &[Precision::Int8, Precision::W8], Storage::default(), &slow).unwrap();
     assert!(layers[0].refused.iter().any(|(p, why)| *p == Precision::Int8 && why.contains("no faster")));
     let mut large = Graph::new("large");
     let x = large.input("x", TensorType::new(DType::F32, [1usize, 4096]));

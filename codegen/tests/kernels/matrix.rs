@@ -695,3 +695,33 @@ fn convolutions_run_as_products_on_a_gpu() {
     }
     check_gpu(&sliced(cases), &["gemm_mma", "gemm_gpu"]);
 }
+
+#[test]
+fn convolutions_of_bytes_run_on_matrix_units() {
+    let mut noise = Noise(44);
+    let mut cases = vec![];
+    for i in 0..16 {
+        let mut size = |from: u64, to: u64| (from + noise.bits() % (to - from + 1)) as usize;
+        let kernel = if i % 3 == 0 { vec![1, 1] } else { vec![size(1, 3), size(2, 4)] };
+        let pads = [0, 1].map(|_| if i % 3 == 0 { 0 } else { size(0, 2) as i64 });
+        let conv = Convolution {
+            n: 1 + i % 2,
+            // An even number of rows: bytes without a zero point.
+            size: vec![2 * size(2, 4), size(4, 7)],
+            c: [24, 16, 12, 3, 32][i % 5].max(16 / kernel.iter().product::<usize>()),
+            o: [16, 24, 33, 8][i / 2 % 4],
+            groups: if i % 4 == 3 { 2 } else { 1 },
+            kernel,
+            strides: vec![1 + i % 2; 2],
+            dilations: vec![1; 2],
+            lo: vec![pads[0]; 2],
+            hi: vec![pads[1]; 2],
+            dtype: DType::I8,
+            fused: i / 3 % 2 * 2,
+            symbols: i % 5 == 1,
+            planes: false,
+        };
+        cases.push(conv.case(&mut noise));
+    }
+    check_gpu(&sliced(cases), &["gemm_mma"]);
+}
