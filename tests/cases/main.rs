@@ -3,6 +3,7 @@
 //! A new case is a new file. `INSTA_UPDATE=always` rewrites the snapshots, `BLESS=1` the stages in ARCHITECTURE.md.
 mod architecture;
 mod optimize;
+mod ranges;
 mod run;
 
 use pavage::ir::{Graph, text};

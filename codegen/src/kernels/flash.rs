@@ -126,7 +126,7 @@ pub fn write(b: &mut Builder, att: Attention, tiles: FlashTiles, ops: &Operands,
     let w = Softmax { att, keys: bn, factor: if bias.is_some() { 1.0 } else { att.scale * log2e }, biased: bias.is_some() };
     let (producer_regs, consumer_regs) = if tiles.consumers == 2 { (24, 240) } else { (32, 160) };
     let threads = 128 * (tiles.consumers as u32 + 1);
-    *b.launch() = crate::tile::Launch { threads, cluster: [1, 1, 1], min_ctas: 1, max_regs: 0, pdl: false };
+    *b.launch() = crate::tile::Launch { threads, min_ctas: 1, ..Default::default() };
 
     let sq = b.alloc_aligned(Space::Shared, dtype, bm * d, 1024);
     let rings = Rings {

@@ -131,7 +131,8 @@ pub fn write(b: &mut Builder, p: &Problem, tiles: Tiles, epilogue: &mut dyn FnMu
         Out::Tma(c) => Some((c, b.dtype(c.arg))),
         Out::Epilogue => None,
     };
-    *b.launch() = crate::tile::Launch { threads: 128 * (CONSUMERS as u32 + 1), cluster: [cluster as u32, 1, 1], min_ctas: 1, max_regs: 168, pdl: false };
+    *b.launch() =
+        crate::tile::Launch { threads: 128 * (CONSUMERS as u32 + 1), cluster: [cluster as u32, 1, 1], min_ctas: 1, max_regs: 168, ..Default::default() };
 
     let (a_stage, b_stage) = (BM * BK, bn * BK);
     let sa = b.alloc_aligned(Space::Shared, dtype, stages * a_stage, 1024);

@@ -239,11 +239,11 @@ pub fn build(region: &Region, target: &Target, name: &str, facts: &ArgFacts, cho
     if let Some(schedule) = chosen {
         let family = FAMILIES.iter().find(|f| f.name == schedule.family && !(f.schedules)(region, target, facts).is_empty());
         let family = family.ok_or_else(|| KernelError::Schedule { schedule: schedule.to_string(), region: region.name.clone() })?;
-        return (family.build)(region, schedule, target, name, facts).map(|built| overlapped(built, target));
+        return (family.build)(region, schedule, target, name, facts).map(|built| launched(built, target));
     }
     for family in FAMILIES {
         if let Some(schedule) = (family.schedules)(region, target, facts).first() {
-            return (family.build)(region, schedule, target, name, facts).map(|built| overlapped(built, target));
+            return (family.build)(region, schedule, target, name, facts).map(|built| launched(built, target));
         }
     }
     Err(KernelError::NoFamily {
@@ -252,6 +252,14 @@ pub fn build(region: &Region, target: &Target, name: &str, facts: &ArgFacts, cho
         target: target.name().to_owned(),
         tried: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
     })
+}
+
+/// The kernel with what is known of its launch.
+fn launched(mut built: Built, target: &Target) -> Built {
+    if let Some(grid) = &built.grid {
+        built.kernel.launch.grid = grid.each_ref().map(|d| d.as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(0));
+    }
+    overlapped(built, target)
 }
 
 /// Blocks a multiprocessor of kernels that begin under the end of the one before: in more waves waiting costs each block more than

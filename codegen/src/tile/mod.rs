@@ -15,6 +15,7 @@ mod hopper_check;
 pub mod interp;
 pub mod mma;
 pub mod op;
+pub mod range;
 pub mod text;
 mod tidy;
 
@@ -168,11 +169,13 @@ pub enum Device {
     Gpu,
 }
 
-/// What a GPU kernel fixes about its launch. The grid belongs to the plan.
+/// What a GPU kernel fixes about its launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Threads of a block, at most 1024, one-dimensional.
     pub threads: u32,
+    /// Blocks of the grid, per axis, where the kernel is for so many; 0 where sizes that are open decide.
+    pub grid: [u32; 3],
     /// Blocks of a cluster, per axis; `[1, 1, 1]` launches without clusters.
     pub cluster: [u32; 3],
     /// Blocks that must fit on one multiprocessor, 0 to leave it open.
@@ -185,7 +188,7 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch { threads: 128, cluster: [1, 1, 1], min_ctas: 0, max_regs: 0, pdl: false }
+        Launch { threads: 128, grid: [0; 3], cluster: [1, 1, 1], min_ctas: 0, max_regs: 0, pdl: false }
     }
 }
 

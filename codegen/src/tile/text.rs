@@ -40,10 +40,10 @@ impl fmt::Display for Kernel {
             Device::Cpu { lanes } => writeln!(f, "kernel {} cpu lanes={lanes} {{", self.name)?,
             Device::Gpu => {
                 let l = &self.launch;
-                let [x, y, z] = l.cluster;
+                let ([x, y, z], [gx, gy, gz]) = (l.cluster, l.grid);
                 writeln!(
                     f,
-                    "kernel {} gpu threads={} cluster={x}x{y}x{z} min_ctas={} max_regs={} pdl={} {{",
+                    "kernel {} gpu threads={} grid={gx}x{gy}x{gz} cluster={x}x{y}x{z} min_ctas={} max_regs={} pdl={} {{",
                     self.name, l.threads, l.min_ctas, l.max_regs, l.pdl
                 )?;
             }
@@ -173,9 +173,10 @@ impl<'t> Parser<'t> {
                 "min_ctas" => launch.min_ctas = number(value)?,
                 "max_regs" => launch.max_regs = number(value)?,
                 "pdl" => launch.pdl = number(value)?,
-                "cluster" => {
+                "cluster" | "grid" => {
                     let axes: Vec<u32> = value.split('x').map(number).collect::<Result<_, _>>()?;
-                    launch.cluster = axes.try_into().map_err(|_| "a cluster has three axes".to_owned())?;
+                    let axes = axes.try_into().map_err(|_| format!("a {key} has three axes"))?;
+                    *if *key == *"grid" { &mut launch.grid } else { &mut launch.cluster } = axes;
                 }
                 _ => return Err(format!("unknown launch fact `{key}`")),
             }

@@ -8,12 +8,12 @@ impl<'k> Lower<'k> {
         match &s.op {
             Op::Const(c) => {
                 let (v, d) = (s.results[0], self.ty(s.results[0]).dtype());
-                let r = self.constant(*c, d);
+                let r = if self.is_narrow(v) { self.e.i32(c.i() as i64) } else { self.constant(*c, d) };
                 if let Scalar::I(i) = c.cast(d) {
                     self.consts.insert(v, i);
                     self.twos.insert(v, if i == 0 { 62 } else { i.trailing_zeros() });
                 }
-                let n = Self::reg_types(self.ty(v)).len();
+                let n = self.reg_types(v).len();
                 let r = if packed(self.ty(v)) { self.splat16(&r) } else { r };
                 self.bind(v, vec![r; n]);
             }
@@ -39,7 +39,8 @@ impl<'k> Lower<'k> {
                 if packed(ty) {
                     r = self.splat16(&r);
                 }
-                self.bind(s.results[0], vec![r; Self::reg_types(ty).len()]);
+                let n = self.reg_types(s.results[0]).len();
+                self.bind(s.results[0], vec![r; n]);
             }
             Op::Extract(i) => {
                 let ty = self.ty(s.args[0]);
@@ -79,11 +80,11 @@ impl<'k> Lower<'k> {
             }
             Op::Reduce(r) => self.reduce(*r, s)?,
             Op::LaneMask => {
-                let count = self.scalar(s.args[0]);
+                let count = self.kept(s.args[0]);
                 let n = self.ty(s.results[0]).lanes();
                 let regs = (0..n)
                     .map(|i| {
-                        let i = self.e.i64(i as i64);
+                        let i = self.e.int(count.ty, i as i64);
                         self.e.icmp("slt", &i, &count)
                     })
                     .collect();
@@ -98,10 +99,10 @@ impl<'k> Lower<'k> {
             Op::For => self.for_(s)?,
             Op::If => self.if_(s)?,
             Op::While => self.while_(s)?,
-            Op::BlockId(a) => self.special(s.results[0], &format!("ctaid.{}", axis(*a)), 0),
-            Op::GridDim(a) => self.special(s.results[0], &format!("nctaid.{}", axis(*a)), 0),
-            Op::ThreadId => self.special(s.results[0], "tid.x", 0),
-            Op::LaneId => self.special(s.results[0], "laneid", 0),
+            Op::BlockId(a) => self.special(s.results[0], &format!("ctaid.{}", axis(*a))),
+            Op::GridDim(a) => self.special(s.results[0], &format!("nctaid.{}", axis(*a))),
+            Op::ThreadId => self.special(s.results[0], "tid.x"),
+            Op::LaneId => self.special(s.results[0], "laneid"),
             Op::Barrier => self.e.line("nvvm.barrier0"),
             Op::Shfl(kind) => self.shfl(*kind, s)?,
             Op::Vote(kind) => {
@@ -131,10 +132,9 @@ impl<'k> Lower<'k> {
     }
 
     /// A read-only register, non-negative, as an index below `2^31`.
-    pub(super) fn special(&mut self, v: Val, name: &str, twos: u32) {
-        let r = self.e.op("i32", format!("nvvm.read.ptx.sreg.{name} : i32"));
-        let r = self.e.conv("zext", &r, "i64");
-        self.twos.insert(v, twos);
+    pub(super) fn special(&mut self, v: Val, name: &str) {
+        let range = self.ranges.get(v);
+        let r = self.e.op("i32", format!("nvvm.read.ptx.sreg.{name} range <i32, {}, {}> : i32", range.lo, (range.hi + 1) as i32));
         self.bind(v, vec![r]);
     }
 
@@ -200,7 +200,7 @@ impl<'k> Lower<'k> {
 
     fn shfl(&mut self, kind: ShflKind, s: &Stmt) -> Lowered {
         let (lane, d) = (self.small(s.args[1]), self.ty(s.args[0]).dtype());
-        let regs = self.raw(s.args[0]);
+        let regs = if self.is_narrow(s.args[0]) { vec![self.kept(s.args[0])] } else { self.raw(s.args[0]) };
         let (mode, clamp) = match kind {
             ShflKind::Xor => ("bfly", 31),
             ShflKind::Up => ("up", 0),
@@ -247,8 +247,8 @@ impl<'k> Lower<'k> {
 
     // ---- control ----
 
-    fn yield_(&mut self, vals: &[Val]) {
-        let regs = self.flat(vals);
+    fn yield_(&mut self, vals: &[Val], become_: &[Val]) {
+        let regs = self.flat_as(vals, become_);
         if !regs.is_empty() {
             self.e.line(format!("scf.yield {} : {}", Emit::list(&regs), Emit::types(&regs)));
         }
@@ -257,7 +257,7 @@ impl<'k> Lower<'k> {
     /// Bind results as `%x#i`; the text to put before the operation.
     fn results(&mut self, vals: &[Val]) -> (String, Vec<Reg>) {
         let base = self.e.fresh();
-        let count: usize = vals.iter().map(|v| Self::reg_types(self.ty(*v)).len()).sum();
+        let count: usize = vals.iter().map(|v| self.reg_types(*v).len()).sum();
         let regs = self.spread(vals, |_, i| if count == 1 { base.clone() } else { format!("{base}#{i}") });
         let head = match count {
             0 => String::new(),
@@ -269,11 +269,11 @@ impl<'k> Lower<'k> {
 
     fn for_(&mut self, s: &'k Stmt) -> Lowered {
         let body = &s.blocks[0];
-        let (lo, hi, step) = (self.scalar(s.args[0]), self.scalar(s.args[1]), self.scalar(s.args[2]));
-        let init = self.flat(&s.args[3..]);
-        let i = Reg { name: self.e.fresh(), ty: "i64" };
+        let ty = self.counter_ty(s);
+        let [lo, hi, step] = [0, 1, 2].map(|i| self.kept_as(s.args[i], ty));
+        let init = self.flat_as(&s.args[3..], &body.params[1..]);
+        let i = Reg { name: self.e.fresh(), ty };
         self.twos.insert(body.params[0], self.two(s.args[0]).min(self.two(s.args[2])));
-        self.bind(body.params[0], vec![i.clone()]);
         let carried = self.spread(&body.params[1..], |e, _| e.fresh());
         // Results must not shadow: they are bound after the body is written.
         let base = self.e.fresh();
@@ -289,9 +289,10 @@ impl<'k> Lower<'k> {
             let pairs: Vec<String> = carried.iter().zip(&init).map(|(c, i)| format!("{c} = {i}")).collect();
             format!(" iter_args({}) -> ({})", pairs.join(", "), Emit::types(&carried))
         };
-        self.e.line(format!("{head}scf.for {i} = {lo} to {hi} step {step}{iter} : i64 {{"));
+        self.e.line(format!("{head}scf.for {i} = {lo} to {hi} step {step}{iter} : {ty} {{"));
+        self.bind(body.params[0], vec![i]);
         self.block(body)?;
-        self.yield_(&body.yields);
+        self.yield_(&body.yields, &body.params[1..]);
         self.e.line("}");
         self.spread(&s.results, |_, i| if n == 1 { base.clone() } else { format!("{base}#{i}") });
         Ok(())
@@ -303,11 +304,11 @@ impl<'k> Lower<'k> {
         let types = if regs.is_empty() { String::new() } else { format!(" -> ({})", Emit::types(&regs)) };
         self.e.line(format!("{head}scf.if {c}{types} {{"));
         self.block(&s.blocks[0])?;
-        self.yield_(&s.blocks[0].yields);
+        self.yield_(&s.blocks[0].yields, &s.results);
         if !s.blocks[1].stmts.is_empty() || !regs.is_empty() {
             self.e.line("} else {");
             self.block(&s.blocks[1])?;
-            self.yield_(&s.blocks[1].yields);
+            self.yield_(&s.blocks[1].yields, &s.results);
         }
         self.e.line("}");
         Ok(())
@@ -315,7 +316,7 @@ impl<'k> Lower<'k> {
 
     fn while_(&mut self, s: &'k Stmt) -> Lowered {
         let (before, body) = (&s.blocks[0], &s.blocks[1]);
-        let init = self.flat(&s.args);
+        let init = self.flat_as(&s.args, &before.params);
         let params = self.spread(&before.params, |e, _| e.fresh());
         let (head, regs) = self.results(&s.results);
         let pairs: Vec<String> = params.iter().zip(&init).map(|(c, i)| format!("{c} = {i}")).collect();
@@ -323,7 +324,7 @@ impl<'k> Lower<'k> {
         self.e.line(format!("{head}scf.while{args} : ({}) -> ({}) {{", Emit::types(&init), Emit::types(&regs)));
         self.block(before)?;
         let go = self.scalar(before.yields[0]);
-        let out = self.flat(&before.yields[1..]);
+        let out = self.flat_as(&before.yields[1..], &s.results);
         let types = if out.is_empty() { String::new() } else { format!(" {} : {}", Emit::list(&out), Emit::types(&out)) };
         self.e.line(format!("scf.condition({go}){types}"));
         self.e.line("} do {");
@@ -331,7 +332,7 @@ impl<'k> Lower<'k> {
         let list: Vec<String> = bound.iter().map(|r| format!("{r}: {}", r.ty)).collect();
         self.e.line(format!("^bb0({}):", list.join(", ")));
         self.block(body)?;
-        let regs = self.flat(&body.yields);
+        let regs = self.flat_as(&body.yields, &before.params);
         self.e.line(if regs.is_empty() { "scf.yield".to_owned() } else { format!("scf.yield {} : {}", Emit::list(&regs), Emit::types(&regs)) });
         self.e.line("}");
         Ok(())

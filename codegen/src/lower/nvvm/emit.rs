@@ -94,6 +94,12 @@ impl Emit {
         self.op(a.ty, format!("llvm.{op} {a}, {b} : {}", a.ty))
     }
 
+    /// `llvm.<op> a, b` that does not wrap, signed, and if it is said so, unsigned.
+    pub(super) fn exact(&mut self, op: &str, a: &Reg, b: &Reg, unsigned: bool) -> Reg {
+        let flags = if unsigned { "nsw, nuw" } else { "nsw" };
+        self.op(a.ty, format!("llvm.{op} {a}, {b} overflow<{flags}> : {}", a.ty))
+    }
+
     /// With a constant second operand.
     pub(super) fn int2c(&mut self, op: &str, a: &Reg, b: i64) -> Reg {
         let b = self.int(a.ty, b);

@@ -120,9 +120,9 @@ impl<'k> Lower<'k> {
                 self.e.line("nvvm.cluster.arrive {aligned}");
                 self.e.line("nvvm.cluster.wait {aligned}");
             }
-            H::ClusterRank => self.special(s.results[0], "cluster.ctarank", 0),
-            H::ClusterId => self.special(s.results[0], "clusterid.x", 0),
-            H::ClusterCount => self.special(s.results[0], "nclusterid.x", 0),
+            H::ClusterRank => self.special(s.results[0], "cluster.ctarank"),
+            H::ClusterId => self.special(s.results[0], "clusterid.x"),
+            H::ClusterCount => self.special(s.results[0], "nclusterid.x"),
             H::StMatrix { panel, col } => self.stmatrix(s, *panel, usize::from(*col)),
             H::AccRows | H::AccCols => {
                 let place = self.place();
@@ -200,8 +200,7 @@ impl<'k> Lower<'k> {
     }
 
     fn index_result(&mut self, s: &Stmt, r: &Reg) {
-        let r = self.e.conv("zext", r, "i64");
-        self.bind(s.results[0], vec![r]);
+        self.bind(s.results[0], vec![r.clone()]);
     }
 
     /// Pointer to the barrier that operand `arg` picks from buffer `buf`.
@@ -427,8 +426,10 @@ impl<'k> Lower<'k> {
     fn acc_places(&mut self, s: &Stmt, args: &[Val], vary: Vary) -> AccPlaces {
         let place = self.place();
         let (r0, c0) = (self.first_row(&place), self.first_col(&place));
-        let (r0, c0) = (self.e.conv("zext", &r0, "i64"), self.e.conv("zext", &c0, "i64"));
-        let [base, row, col, rows, cols, stride] = [0, 1, 2, 3, 4, 5].map(|i| self.scalar(args[i]));
+        let narrow = self.place_fits([0, 1, 2, 3, 4, 5].map(|i| args[i]));
+        let ty = if narrow { "i32" } else { "i64" };
+        let (r0, c0) = (self.e.conv("zext", &r0, ty), self.e.conv("zext", &c0, ty));
+        let [base, row, col, rows, cols, stride] = [0, 1, 2, 3, 4, 5].map(|i| self.kept_as(args[i], ty));
         let col = self.e.int2("add", &col, &c0);
         let (start, _) = self.base(s.bufs[0]);
         let t = llty(self.buf(s.bufs[0]).dtype);
@@ -451,7 +452,7 @@ impl<'k> Lower<'k> {
         }
         // Columns left from the thread's first one on.
         let left = self.e.int2("sub", &cols, &col);
-        let left = self.clamp_i32(&left);
+        let left = if narrow { left } else { self.clamp_i32(&left) };
         AccPlaces { ptrs, row_ok, left }
     }
 

@@ -62,7 +62,7 @@ impl Lower<'_> {
         let d = self.buf(b).dtype;
         let size = d.bytes(1) as u64;
         let shared = self.buf(b).space == Space::Shared;
-        let i = if shared { self.small(index) } else { self.scalar(index) };
+        let i = if shared { self.small(index) } else { self.kept(index) };
         let p = self.offset_by(&base, &i, memory_ty(d));
         let p = self.offset_const_gep32(&p, offset, memory_ty(d));
         let twos = self.two(index).min(if offset == 0 { 62 } else { offset.trailing_zeros() }).min(16);
@@ -316,10 +316,11 @@ impl Lower<'_> {
         let (base, _) = self.base(b);
         let t = memory_ty(self.buf(b).dtype);
         let shared = self.buf(b).space == Space::Shared;
-        self.raw(indices)
+        let indices = if self.is_narrow(indices) { vec![self.kept(indices)] } else { self.raw(indices) };
+        indices
             .iter()
             .map(|i| {
-                let i = self.e.int_to(i, if shared { "i32" } else { "i64" });
+                let i = if shared { self.e.int_to(i, "i32") } else { i.clone() };
                 let p = self.offset_by(&base, &i, t);
                 self.offset_const_gep32(&p, offset, t)
             })

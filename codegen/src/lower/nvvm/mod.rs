@@ -2,11 +2,13 @@
 //! [`crate::llvm`] take the text on to PTX.
 //!
 //! Every tile value becomes a list of scalar registers: one for a scalar, one a lane for vectors and
-//! fragments, and one for two lanes where the element is a 16-bit float. So `Map` needs no case for
+//! fragments, and one for two lanes where the element is a 16-bit float. An `i64` scalar whose values all fit is held in 32 bits
+//! ([`index`]). So `Map` needs no case for
 //! fragments, and what a matrix instruction returns is used by the same code as what a load returns.
 mod core;
 mod emit;
 mod hopper;
+mod index;
 pub(crate) mod math;
 mod memory;
 mod mma;
@@ -15,7 +17,7 @@ mod scalar;
 
 use super::LowerError;
 use crate::targets::Gpu;
-use crate::tile::{self, Block, Buf, BufInfo, Kernel, Space, Ty, Val};
+use crate::tile::{self, Block, Buf, BufInfo, Kernel, Space, Ty, Val, range::Ranges};
 use emit::{Emit, Reg};
 use pavage_ir::DType;
 use std::collections::HashMap;
@@ -60,6 +62,8 @@ struct Lower<'k> {
     e: Emit,
     /// Registers of every value defined so far.
     regs: HashMap<Val, Vec<Reg>>,
+    /// What index values can be.
+    ranges: Ranges,
     /// Powers of two known to divide index values, as exponents.
     twos: HashMap<Val, u32>,
     /// Integer constants.
@@ -85,6 +89,7 @@ impl<'k> Lower<'k> {
             hopper,
             e,
             regs: HashMap::new(),
+            ranges: Ranges::of(k),
             twos: HashMap::new(),
             consts: HashMap::new(),
             args: HashMap::new(),
@@ -145,20 +150,14 @@ impl<'k> Lower<'k> {
         self.k.buf(b)
     }
 
-    /// The registers of a value, as kept.
-    fn raw(&self, v: Val) -> Vec<Reg> {
-        self.regs[&v].clone()
+    /// The registers of a value.
+    fn raw(&mut self, v: Val) -> Vec<Reg> {
+        if self.is_narrow(v) { vec![self.wide(v)] } else { self.regs[&v].clone() }
     }
 
     /// The register of a scalar.
-    fn scalar(&self, v: Val) -> Reg {
-        self.regs[&v][0].clone()
-    }
-
-    /// An index or other integer scalar as `i32`.
-    fn small(&mut self, v: Val) -> Reg {
-        let r = self.scalar(v);
-        self.e.int_to(&r, "i32")
+    fn scalar(&mut self, v: Val) -> Reg {
+        self.raw(v)[0].clone()
     }
 
     /// One register a lane; 16-bit floats come as `f32`.
@@ -181,16 +180,24 @@ impl<'k> Lower<'k> {
             DType::F16 | DType::BF16 => lanes.iter().map(|r| self.e.conv("fptrunc", r, t)).collect(),
             _ => lanes,
         };
+        self.bind(v, regs);
+    }
+
+    fn bind(&mut self, v: Val, mut regs: Vec<Reg>) {
+        if self.ty(v) == Ty::INDEX {
+            regs = regs.iter().map(|r| self.e.int_to(r, if self.is_narrow(v) { "i32" } else { "i64" })).collect();
+        }
         self.regs.insert(v, regs);
     }
 
-    fn bind(&mut self, v: Val, regs: Vec<Reg>) {
-        self.regs.insert(v, regs);
-    }
-
-    /// The types of the registers a value of `ty` is kept in.
-    fn reg_types(ty: Ty) -> Vec<&'static str> {
-        if packed(ty) { vec!["i32"; ty.lanes() / 2] } else { vec![llty(ty.dtype()); ty.lanes()] }
+    /// The types of the registers a value is kept in.
+    fn reg_types(&self, v: Val) -> Vec<&'static str> {
+        let ty = self.ty(v);
+        match ty {
+            _ if packed(ty) => vec!["i32"; ty.lanes() / 2],
+            _ if self.is_narrow(v) => vec!["i32"],
+            _ => vec![llty(ty.dtype()); ty.lanes()],
+        }
     }
 
     fn block(&mut self, b: &'k Block) -> Lowered {
@@ -201,15 +208,29 @@ impl<'k> Lower<'k> {
     }
 
     /// The registers of several values, flat.
-    fn flat(&self, vals: &[Val]) -> Vec<Reg> {
+    fn flat(&mut self, vals: &[Val]) -> Vec<Reg> {
         vals.iter().flat_map(|v| self.raw(*v)).collect()
+    }
+
+    /// The registers of several values, flat, as others that they become keep theirs.
+    fn flat_as(&mut self, vals: &[Val], become_: &[Val]) -> Vec<Reg> {
+        let mut regs = vec![];
+        for (v, to) in vals.iter().zip(become_) {
+            if self.is_narrow(*to) {
+                regs.push(self.kept_as(*v, "i32"));
+            } else {
+                regs.extend(self.raw(*v));
+            }
+        }
+        regs
     }
 
     /// Names for values coming out of (or into) a structured operation: `base#0, base#1, ...` or fresh names.
     fn spread(&mut self, vals: &[Val], mut name: impl FnMut(&mut Emit, usize) -> String) -> Vec<Reg> {
         let mut all = vec![];
         for v in vals {
-            let regs: Vec<Reg> = Self::reg_types(self.ty(*v))
+            let regs: Vec<Reg> = self
+                .reg_types(*v)
                 .into_iter()
                 .map(|ty| {
                     let r = Reg { name: name(&mut self.e, all.len()), ty };

@@ -8,6 +8,9 @@ use pavage_ir::{DType, ScalarFn};
 impl Lower<'_> {
     pub(super) fn map(&mut self, f: ScalarFn, s: &Stmt) -> Lowered {
         self.learn(f, s);
+        if s.args.last().is_some_and(|a| self.ty(*a) == super::Ty::INDEX) {
+            return self.index_map(f, s);
+        }
         let d = self.ty(*s.args.last().expect("a function has operands")).dtype();
         let (n, out) = (self.ty(s.results[0]).lanes(), s.results[0]);
         // A constant divisor other than 0 and -1 needs no guard.
@@ -140,7 +143,7 @@ impl Lower<'_> {
     }
 
     /// Quotient or remainder by a divisor that is neither 0 nor -1.
-    fn divide(&mut self, f: ScalarFn, d: DType, a: &Reg, b: &Reg) -> Reg {
+    pub(super) fn divide(&mut self, f: ScalarFn, d: DType, a: &Reg, b: &Reg) -> Reg {
         let e = &mut self.e;
         let signed = d.class() == Class::Signed;
         let name = match (f, signed) {
@@ -198,7 +201,10 @@ impl Lower<'_> {
 
     pub(super) fn cast(&mut self, s: &Stmt) -> Lowered {
         let (from, to) = (self.ty(s.args[0]).dtype(), self.ty(s.results[0]).dtype());
-        let lanes = self.lanes(s.args[0]);
+        let narrow = self.is_narrow(s.args[0]);
+        let lanes = if narrow { vec![self.kept(s.args[0])] } else { self.lanes(s.args[0]) };
+        // What fits 32 bits is made there.
+        let to = if self.is_narrow(s.results[0]) { DType::I32 } else { to };
         let lanes = lanes.iter().map(|r| self.convert(r, from, to)).collect::<Lowered<Vec<_>>>()?;
         if self.ty(s.results[0]) == super::Ty::INDEX && from.is_int() {
             let k = self.two(s.args[0]);

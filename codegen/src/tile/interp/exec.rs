@@ -104,11 +104,16 @@ impl Machine<'_> {
                     return Err("a step must be above 0".to_owned());
                 }
                 self.assign(agent, &stmt.results, &stmt.args[3..])?;
-                self.assign(agent, &stmt.blocks[0].params, &[&stmt.args[..1], &stmt.args[3..]].concat())?;
+                let first = self.value(agent, stmt.args[0])?.clone();
+                self.keep(agent, stmt.blocks[0].params[0], first);
+                self.assign(agent, &stmt.blocks[0].params[1..], &stmt.args[3..])?;
             }
             Step::ForTest { stmt, end } => {
                 let hi = self.value(agent, stmt.args[1])?.clone();
-                self.narrow(agent, |i, t| i.int(t) < hi.int(t), stmt.blocks[0].params[0])?;
+                let i = stmt.blocks[0].params[0];
+                self.narrow(agent, |i, t| i.int(t) < hi.int(t), i)?;
+                let counter = self.value(agent, i)?.clone();
+                self.within(agent, i, &counter);
                 if !self.any(agent) {
                     next = end;
                 }
@@ -121,7 +126,7 @@ impl Machine<'_> {
                 self.assign(agent, &body.params[1..], &yields)?;
                 let (step, i) = (self.value(agent, stmt.args[2])?.clone(), self.value(agent, body.params[0])?.clone());
                 let threads = self.agents[agent].threads;
-                self.set(agent, body.params[0], Data::I((0..threads).map(|t| i.int(t).wrapping_add(step.int(t))).collect()));
+                self.keep(agent, body.params[0], Data::I((0..threads).map(|t| i.int(t).wrapping_add(step.int(t))).collect()));
                 next = test;
             }
             Step::While { stmt } => {

@@ -4,7 +4,7 @@
 //! nested loops and go on later. An agent is up to 128 threads of one block that move in step under a mask (a warpgroup; a
 //! CPU kernel is one agent of one thread). A seeded scheduler picks which agent moves next; when none can, that is a
 //! deadlock and an error. So are accesses out of bounds, a barrier that only some threads of an agent reach, and two threads
-//! touching the same shared byte between barriers when one of them writes.
+//! touching the same shared byte between barriers when one of them writes, and an index outside what [`super::range`] says of it.
 //!
 //! Device words go through [`Machine::word`]: they see values, memory and the blocks of the cluster, and may wait.
 mod ampere;
@@ -14,7 +14,7 @@ mod memory;
 mod value;
 mod words;
 
-use super::{Buf, Device, Kernel, Op, Stmt, Val};
+use super::{Buf, Device, Kernel, Op, Stmt, Ty, Val, range::Ranges};
 use flat::Step;
 pub use memory::Memory;
 pub use value::Data;
@@ -75,6 +75,10 @@ pub struct Machine<'k> {
     /// Index in the grid of each block of the cluster.
     pub block_ids: Vec<[u32; 3]>,
     agents: Vec<Agent>,
+    /// What index values may be.
+    ranges: &'k Ranges,
+    /// An index that was something else.
+    outside: Option<String>,
     /// Barriers passed, per block.
     epochs: Vec<u32>,
     words: words::State,
@@ -83,7 +87,8 @@ pub struct Machine<'k> {
 /// Run a CPU kernel on `bufs` (in argument order) for the slice `lo..hi`.
 pub fn run_cpu(kernel: &Kernel, bufs: &mut [Vec<u8>], dims: &[i64], slice: (i64, i64)) -> Result<(), InterpError> {
     let scratch = kernel.scratch_bytes() as usize + (1 << 16);
-    let mut machine = Machine::new(kernel, bufs, dims, 1, scratch)?;
+    let ranges = Ranges::of(kernel);
+    let mut machine = Machine::new(kernel, &ranges, bufs, dims, 1, scratch)?;
     machine.slice = slice;
     let result = machine.run(0);
     machine.memory.give_back(bufs);
@@ -92,7 +97,16 @@ pub fn run_cpu(kernel: &Kernel, bufs: &mut [Vec<u8>], dims: &[i64], slice: (i64,
 
 /// Run a GPU kernel on `bufs` (in argument order) over a grid of blocks. `seed` picks the order in which agents move.
 pub fn run_gpu(kernel: &Kernel, bufs: &mut [Vec<u8>], dims: &[i64], grid: [u32; 3], seed: u64) -> Result<(), InterpError> {
+    run_gpu_within(kernel, &Ranges::of(kernel), bufs, dims, grid, seed)
+}
+
+/// As [`run_gpu`], its index values held to these ranges.
+pub(crate) fn run_gpu_within(kernel: &Kernel, ranges: &Ranges, bufs: &mut [Vec<u8>], dims: &[i64], grid: [u32; 3], seed: u64) -> Result<(), InterpError> {
     let cluster = kernel.launch.cluster;
+    if kernel.launch.grid.iter().zip(grid).any(|(fixed, n)| *fixed != 0 && n > *fixed) {
+        let why = format!("takes at most {:?} blocks, got {grid:?}", kernel.launch.grid);
+        return Err(InterpError { kernel: kernel.name.clone(), place: "launch".to_owned(), why });
+    }
     for z in (0..grid[2]).step_by(cluster[2].max(1) as usize) {
         for y in (0..grid[1]).step_by(cluster[1].max(1) as usize) {
             for x in (0..grid[0]).step_by(cluster[0].max(1) as usize) {
@@ -104,7 +118,7 @@ pub fn run_gpu(kernel: &Kernel, bufs: &mut [Vec<u8>], dims: &[i64], grid: [u32; 
                         }
                     }
                 }
-                let mut machine = Machine::new(kernel, bufs, dims, ids.len(), 0)?;
+                let mut machine = Machine::new(kernel, ranges, bufs, dims, ids.len(), 0)?;
                 machine.grid = grid;
                 machine.block_ids = ids;
                 let result = machine.run(seed);
@@ -117,7 +131,7 @@ pub fn run_gpu(kernel: &Kernel, bufs: &mut [Vec<u8>], dims: &[i64], grid: [u32; 
 }
 
 impl<'k> Machine<'k> {
-    fn new(kernel: &'k Kernel, bufs: &mut [Vec<u8>], dims: &[i64], blocks: usize, scratch: usize) -> Result<Machine<'k>, InterpError> {
+    fn new(kernel: &'k Kernel, ranges: &'k Ranges, bufs: &mut [Vec<u8>], dims: &[i64], blocks: usize, scratch: usize) -> Result<Machine<'k>, InterpError> {
         let fail = |why: String| InterpError { kernel: kernel.name.clone(), place: "launch".to_owned(), why };
         if bufs.len() != kernel.args().count() || dims.len() != kernel.dims.len() {
             return Err(fail(format!("takes {} buffers and {} sizes, got {} and {}", kernel.args().count(), kernel.dims.len(), bufs.len(), dims.len())));
@@ -150,6 +164,8 @@ impl<'k> Machine<'k> {
             grid: [1, 1, 1],
             block_ids: vec![[0, 0, 0]; blocks],
             agents,
+            ranges,
+            outside: None,
             epochs: vec![0; blocks],
             words: words::State::default(),
         })
@@ -210,7 +226,11 @@ impl<'k> Machine<'k> {
                 self.agents[agent].finished = true;
                 return Ok(true);
             };
-            match self.step(agent, step)? {
+            let progress = self.step(agent, step)?;
+            if let Some(why) = self.outside.take() {
+                return Err(self.fail(agent, step.name(), why));
+            }
+            match progress {
                 Progress::Done => moved = true,
                 Progress::Wait => break,
             }
@@ -232,12 +252,28 @@ impl<'k> Machine<'k> {
 
     /// Set a value in the threads that execute; the others keep what they had.
     pub fn set(&mut self, agent: usize, v: Val, data: Data) {
+        if self.kernel.ty(v) == Ty::INDEX {
+            self.within(agent, v, &data);
+        }
+        self.keep(agent, v, data);
+    }
+
+    /// As [`Machine::set`], for a loop counter that may have run past its end.
+    fn keep(&mut self, agent: usize, v: Val, data: Data) {
         let lanes = self.kernel.ty(v).lanes();
         let a = &mut self.agents[agent];
         let slot = &mut a.values[v.0 as usize];
         match slot {
             Some(old) if a.mask.contains(&false) => old.merge(&data, &a.mask, lanes),
             _ => *slot = Some(data),
+        }
+    }
+
+    /// Note an index value that the analysis rules out, in the threads that execute.
+    fn within(&mut self, agent: usize, v: Val, data: &Data) {
+        let (range, mask) = (self.ranges.get(v), &self.agents[agent].mask);
+        if let Some(t) = (0..mask.len()).find(|t| mask[*t] && !range.contains(data.int(*t))) {
+            self.outside.get_or_insert(format!("{v} is {}, not from {} to {}", data.int(t), range.lo, range.hi));
         }
     }
 
