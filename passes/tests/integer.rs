@@ -17,9 +17,13 @@ impl Random {
 }
 
 fn transformed(source: &str) -> (Graph, Graph) {
+    transformed_for(source, cost::CPU)
+}
+
+fn transformed_for(source: &str, costs: cost::Costs) -> (Graph, Graph) {
     let graph = text::parse(source, &|_| None).unwrap_or_else(|e| panic!("{e}\n{source}"));
     let mut after = graph.clone();
-    passes::run(&mut after, &Ctx { costs: cost::CPU, ..Ctx::default() }, &["integer"]).unwrap();
+    passes::run(&mut after, &Ctx { costs, ..Ctx::default() }, &["integer"]).unwrap();
     (graph, after)
 }
 
@@ -54,6 +58,12 @@ fn integer_products(graph: &Graph) -> usize {
     graph.nodes().into_iter().filter(|id| product(graph.op(*id)) && graph.ty((*id).into()).dtype == DType::I32).count()
 }
 
+/// Whether every integer product is one of bytes on the left.
+fn of_bytes(graph: &Graph) -> bool {
+    let product = |id: &pavage_ir::NodeId| matches!(graph.op(*id), Some(Op::Conv { .. } | Op::MatMul { .. })) && graph.ty((*id).into()).dtype == DType::I32;
+    graph.nodes().into_iter().filter(product).all(|id| graph.ty(graph.operands(id)[0]).dtype.bits() == 8)
+}
+
 /// A layer: convolution of dequantised bytes, bias, an activation, quantisation.
 struct Layer {
     x: &'static str,
@@ -68,7 +78,7 @@ struct Layer {
 }
 
 fn layer(l: &Layer, random: &mut Random) -> String {
-    let (c, o, k, p) = (4, 8, l.kernel, l.pad);
+    let (c, o, k, p) = (if l.groups == 1 { 3 } else { 4 }, 8, l.kernel, l.pad);
     let (cg, h) = (c / l.groups, 6);
     let oh = h + 2 * p - k + 1;
     let (lo, hi) = if l.w == "i8" { (-127, 127) } else { (0, 255) };
@@ -133,12 +143,16 @@ fn convolutions_sum_integers() {
                 for (groups, kernel, pad) in [(1, 1, 0), (1, 3, 1), (4, 3, 1), (1, 2, 0)] {
                     let l = Layer { x, zero, w, w_zero, groups, kernel, pad, scales, relu: zero != 0 };
                     let source = layer(&l, &mut random);
-                    let (before, after) = transformed(&source);
-                    assert_eq!(integer_products(&after), 1, "{}", text::print(&after));
-                    let (count, worst) = differences(&before, &after, &mut random);
-                    // Powers of two scale exactly; otherwise a tie of two steps may fall the other way, hardly ever.
-                    let most = if scales == dyadic { 0 } else { 2 };
-                    assert!(count <= most && worst <= 1.0, "{count} differ, by up to {worst}\n{source}\n{}", text::print(&after));
+                    for costs in [cost::CPU, cost::GPU] {
+                        let wide = costs == cost::GPU;
+                        let (before, after) = transformed_for(&source, costs);
+                        assert_eq!(integer_products(&after), 1, "{}", text::print(&after));
+                        assert!(!wide || of_bytes(&after), "{}", text::print(&after));
+                        let (count, worst) = differences(&before, &after, &mut random);
+                        // Powers of two scale exactly; otherwise a tie of two steps may fall the other way, hardly ever.
+                        let most = if scales == dyadic { 0 } else { 2 };
+                        assert!(count <= most && worst <= 1.0, "{count} differ, by up to {worst}\n{source}\n{}", text::print(&after));
+                    }
                 }
             }
         }
@@ -191,4 +205,44 @@ fn what_is_no_product_of_bytes_stays() {
     assert_eq!(integer_products(&transformed(&fractional).1), 0, "a zero point that is no integer");
     let wide = source.replace("(%q: u8", "(%q: u16");
     assert_eq!(integer_products(&transformed(&wide).1), 0, "sixteen bits");
+}
+
+/// Models that multiply integers themselves, their zero points known or not.
+#[test]
+fn zero_points_are_taken_out_of_integer_products_for_matrix_units() {
+    let mut random = Random(0xdead_5678_9abc_def1);
+    for (x, zero) in [("u8", "%z"), ("u8", "%c"), ("i8", "%z")] {
+        let (dense, taps) = (random.list(12 * 5, -127, 127), random.list(6 * 2 * 9, -100, 100));
+        let source = format!(
+            "graph @integers(%q: {x}[2,3,12], %i: {x}[1,4,5,6], %z: {x}[]) {{
+  %c = const {x}[] {{77}}
+  %zw = cast[to=i16] {zero} : i16[]
+  %zr = reshape[shape=[1,1,1]] %zw : i16[1,1,1]
+  %zb = broadcast[shape=[2,3,12]] %zr : i16[2,3,12]
+  %qw = cast[to=i16] %q : i16[2,3,12]
+  %a = sub %qw, %zb : i16[2,3,12]
+  %f = reshape[shape=[6,12]] %a : i16[6,12]
+  %wq = const u8[12,5] {{{}}}
+  %ww = cast[to=i16] %wq : i16[12,5]
+  %k = const i16[1,1] {{128}}
+  %kb = broadcast[shape=[12,5]] %k : i16[12,5]
+  %b = sub %ww, %kb : i16[12,5]
+  %y = matmul[out=i32] %f, %b : i32[6,5]
+  %zs = reshape[shape=[1,1,1,1]] %zw : i16[1,1,1,1]
+  %ib = broadcast[shape=[1,4,5,6]] %zs : i16[1,4,5,6]
+  %iw = cast[to=i16] %i : i16[1,4,5,6]
+  %ic = sub %iw, %ib : i16[1,4,5,6]
+  %t = const i8[6,2,3,3] {{{taps}}}
+  %v = conv[strides=[1,2],dilations=[1,1],lo=[1,0],hi=[1,1],groups=2,layout=nchw] %ic, %t : i32[1,6,5,3]
+  return %y as \"y\", %v as \"v\"
+}}",
+            dense.split(", ").map(|v| (v.parse::<i64>().unwrap() + 128).to_string()).collect::<Vec<_>>().join(", ")
+        );
+        let (before, after) = transformed_for(&source, cost::GPU);
+        assert_eq!(integer_products(&after), 2);
+        assert!(of_bytes(&after) && !of_bytes(&before), "{}", text::print(&after));
+        assert_eq!(differences(&before, &after, &mut random), (0, 0.0), "{source}\n{}", text::print(&after));
+        let (before, after) = transformed(&source);
+        assert_eq!(text::print(&before), text::print(&after), "as it was elsewhere");
+    }
 }

@@ -297,9 +297,11 @@ pub fn price(region: &Region, costs: &Costs) -> Price {
                 contract = depthwise(window, input, weights, &region.space, costs);
                 integers = false;
             } else {
-                // Channels that do not fill a piece come one by one.
+                // Channels that do not fill a piece come one by one, and so do bytes that are computed.
                 let uneven = |run: i64| weights[1].as_const().is_some_and(|c| c % run != 0);
-                if half && costs.is_wide() && uneven(PIECE as i64) || matrix_bytes && uneven(WORD) {
+                if half && costs.is_wide() && uneven(PIECE as i64)
+                    || matrix_bytes && (uneven(WORD) || !matches!(region.expr(unpacked(region, *x)), Expr::Load { .. }))
+                {
                     around.ops += LOOSE * pixels * taps * (filters / tile[1]).ceil();
                 }
                 let groups = *groups as f64;
@@ -453,7 +455,7 @@ fn on_matrix_units(region: &Region, costs: &Costs) -> bool {
 }
 
 /// Elements of a byte that the shortest copy moves.
-const WORD: i64 = 4;
+pub(crate) const WORD: i64 = 4;
 /// Elements of 16 bits that one copy moves.
 pub(crate) const PIECE: usize = 8;
 /// Simple operations that an element of an image costs which comes to a contraction by itself.
