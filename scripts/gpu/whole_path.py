@@ -48,6 +48,17 @@ def case(name):
             feeds, want = {n: x.unsqueeze(0) for n, x in feeds.items()}, want.unsqueeze(0)
         return feeds, want, peer, "cuDNN", 4 * b * s * s * d // (2 if causal else 1)
     m, n, k = sizes
+    if name.startswith(("bytes", "qdq")):
+        # Exact; the weights are make_onnx.py's.
+        w = torch.from_numpy(np.random.RandomState(m + n + k).randint(-127, 128, size=(k, n)).astype(np.int8)).cuda()
+        a = torch.randint(-128, 128, (m, k), generator=gen, device="cuda").to(torch.int8)
+        turned = w.T.contiguous().T
+        peer = (lambda: torch._int_mm(a, turned)) if n % 8 == k % 8 == 0 else (lambda: a.float() @ w.float())
+        if name.startswith("bytes"):
+            return {"a": a}, (a.double() @ w.double()).int(), peer, "_int_mm", 2 * m * n * k
+        a8 = (a.int() + 128).to(torch.uint8)
+        want = (torch.round((a8.double() - 119) @ w.double() / 2048) + 119).clamp(0, 255)
+        return {"a": a8}, want.to(torch.uint8), peer, "_int_mm", 2 * m * n * k
     a, b = rand(m, k), rand(k, n)
     if name.startswith("linear_gelu"):
         a, b = a * 0.2, b * 0.2
@@ -63,8 +74,8 @@ for path in sorted(glob.glob(f"{DIR}/ops/*.pav")):
     try:
         feeds, want, peer, library, flops = case(name)
         npz = tempfile.mktemp(suffix=".npz")
-        np.savez(npz, **{f"in:{k}": v.cpu().numpy() for k, v in feeds.items()}, **{"out:y": want.float().cpu().numpy()})
-        scale = want.abs().max().item()
+        np.savez(npz, **{f"in:{k}": v.cpu().numpy() for k, v in feeds.items()}, **{"out:y": (want.float() if want.is_floating_point() else want).cpu().numpy()})
+        scale = want.double().abs().max().item()
         ours, theirs = [], []
         for _ in range(ROUNDS):
             run = subprocess.run([f"{DIR}/embed", path, npz, "cuda:0", "fused", "10"], capture_output=True, text=True, timeout=120)
