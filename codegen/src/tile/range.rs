@@ -1,10 +1,11 @@
-//! What values index scalars can take: an interval for every `i64` scalar of a kernel, whatever the data.
+//! What values integers can take: an interval for every `i64` scalar of a kernel, and narrower ones, whatever the data.
 //!
-//! Known are constants, threads, lanes, the blocks of a grid that the kernel fixes ([`super::Launch::grid`]) and integers cast
-//! from narrower ones; what is loaded, and sizes that are open, can be anything. Loops are followed until nothing grows.
+//! Known are constants, threads, lanes and the blocks of a grid that the kernel fixes ([`super::Launch::grid`]); what is loaded,
+//! and sizes that are open, can be anything of their dtype. Loops are followed until nothing grows.
 //! The lowering to GPUs holds in 32 bits what fits there; the interpreter reports a value outside its interval.
 use super::{Block, Kernel, Op, Stmt, Ty, Val, hopper::HopperWord};
 use pavage_ir::{DType, ScalarFn, dtype::Class};
+use std::collections::BTreeMap;
 
 /// The whole numbers from `lo` to `hi`, both inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,34 +170,93 @@ pub fn decided(f: ScalarFn, a: Interval, b: Interval) -> Option<bool> {
     }
 }
 
-/// The interval of every value of a kernel; [`Interval::ALL`] for those that are no `i64` scalars.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ranges(Vec<Interval>);
+/// What is left of `a` where `a f b` holds; all of it where that cannot be told, or never holds.
+pub fn limited(f: ScalarFn, a: Interval, b: Interval) -> Interval {
+    let (below, above) = (b.hi.saturating_sub(1), b.lo.saturating_add(1));
+    let (lo, hi) = match f {
+        ScalarFn::Lt => (a.lo, a.hi.min(below)),
+        ScalarFn::Le => (a.lo, a.hi.min(b.hi)),
+        ScalarFn::Gt => (a.lo.max(above), a.hi),
+        ScalarFn::Ge => (a.lo.max(b.lo), a.hi),
+        ScalarFn::Eq => (a.lo.max(b.lo), a.hi.min(b.hi)),
+        ScalarFn::Ne if b.single() == Some(a.hi) => (a.lo, below),
+        ScalarFn::Ne if b.single() == Some(a.lo) => (above, a.hi),
+        _ => (a.lo, a.hi),
+    };
+    if lo <= hi { Interval { lo, hi } } else { a }
+}
 
-/// Rounds over a loop before what still grows counts as anything.
-const PATIENCE: usize = 3;
+/// The comparison that holds where another does not, and the one that holds of its operands the other way round.
+fn turned(f: ScalarFn) -> Option<(ScalarFn, ScalarFn)> {
+    use ScalarFn::{Eq, Ge, Gt, Le, Lt, Ne};
+    Some(match f {
+        Lt => (Ge, Gt),
+        Le => (Gt, Ge),
+        Gt => (Le, Lt),
+        Ge => (Lt, Le),
+        Eq => (Ne, Eq),
+        Ne => (Eq, Ne),
+        _ => return None,
+    })
+}
+
+/// The interval of every value of a kernel; [`Interval::ALL`] for those that are no integer scalars, and for `u64`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    values: Vec<Interval>,
+    /// Comparisons of such scalars, by their result.
+    tests: BTreeMap<Val, (ScalarFn, Val, Val)>,
+}
+
+/// Whether values of a type have intervals: integer scalars whose values are all `i64`s.
+fn is_followed(ty: Ty) -> bool {
+    let d = ty.dtype();
+    ty.is_scalar() && d != DType::U64 && matches!(d.class(), Class::Signed | Class::Unsigned)
+}
+
+/// All a type holds.
+fn whole(ty: Ty) -> Interval {
+    if !is_followed(ty) {
+        return Interval::ALL;
+    }
+    let (lo, hi) = ty.dtype().int_range();
+    Interval::new(lo, hi)
+}
+
+/// Rounds over a loop before what still grows counts as anything: the stages of a ring are found one a round.
+const PATIENCE: usize = 8;
 
 impl Ranges {
     /// Analyse a kernel.
     pub fn of(kernel: &Kernel) -> Ranges {
-        let mut r = Ranges(vec![Interval::ALL; kernel.types.len()]);
+        let mut r = Ranges { values: kernel.types.iter().map(|t| whole(*t)).collect(), tests: BTreeMap::new() };
+        kernel.walk(&mut |s| {
+            if let (Op::Map(f), [x, y]) = (&s.op, &s.args[..])
+                && turned(*f).is_some()
+                && is_followed(kernel.ty(*x))
+            {
+                r.tests.insert(s.results[0], (*f, *x, *y));
+            }
+        });
         r.block(kernel, &kernel.body);
         r
     }
 
     /// The interval of a value.
     pub fn get(&self, v: Val) -> Interval {
-        self.0.get(v.0 as usize).copied().unwrap_or(Interval::ALL)
+        self.values.get(v.0 as usize).copied().unwrap_or(Interval::ALL)
     }
 
     #[cfg(test)]
     pub(crate) fn plant(&mut self, v: Val, i: Interval) {
-        self.0[v.0 as usize] = i;
+        self.values[v.0 as usize] = i;
     }
 
     fn put(&mut self, kernel: &Kernel, v: Val, i: Interval) {
-        if kernel.ty(v) == Ty::INDEX {
-            self.0[v.0 as usize] = i;
+        if is_followed(kernel.ty(v)) {
+            // What leaves the dtype has wrapped.
+            let whole = whole(kernel.ty(v));
+            self.values[v.0 as usize] = if whole.contains(i.lo) && whole.contains(i.hi) { i } else { whole };
         }
     }
 
@@ -217,13 +277,26 @@ impl Ranges {
                 self.put(kernel, *r, self.get(*x).join(self.get(*y)));
             }
         } else if let [out] = s.results[..]
-            && kernel.ty(out) == Ty::INDEX
+            && is_followed(kernel.ty(out))
         {
-            self.0[out.0 as usize] = self.value(kernel, s);
+            let range = self.value(kernel, s);
+            self.put(kernel, out, range);
         }
     }
 
-    /// The one `i64` scalar that a statement gives.
+    /// A value where a condition is true or false.
+    fn where_(&self, v: Val, condition: Val, holds: bool) -> Interval {
+        let range = self.get(v);
+        let Some((f, x, y)) = self.tests.get(&condition) else { return range };
+        let f = if holds { Some(*f) } else { turned(*f).map(|t| t.0) };
+        match f {
+            Some(f) if v == *x => limited(f, range, self.get(*y)),
+            Some(f) if v == *y => turned(f).map_or(range, |t| limited(t.1, range, self.get(*x))),
+            _ => range,
+        }
+    }
+
+    /// The one integer that a statement gives, before it wraps.
     fn value(&self, kernel: &Kernel, s: &Stmt) -> Interval {
         let launch = &kernel.launch;
         let below = |n: u32| Interval { lo: 0, hi: i64::from(n.max(1)) - 1 };
@@ -235,14 +308,12 @@ impl Ranges {
         };
         match &s.op {
             Op::Const(c) => Interval::new(c.i(), c.i()),
-            Op::Map(ScalarFn::Select) => self.get(s.args[1]).join(self.get(s.args[2])),
+            Op::Map(ScalarFn::Select) => self.where_(s.args[1], s.args[0], true).join(self.where_(s.args[2], s.args[0], false)),
             Op::Map(f) => apply(*f, &s.args.iter().map(|a| self.get(*a)).collect::<Vec<_>>()),
             Op::Cast => match kernel.ty(s.args[0]).dtype() {
-                d if d.class() == Class::Float || d == DType::Str => Interval::ALL,
-                d => {
-                    let (lo, hi) = d.int_range();
-                    Interval::new(lo, hi)
-                }
+                DType::Bool => Interval { lo: 0, hi: 1 },
+                d if is_followed(Ty::Scalar(d)) => self.get(s.args[0]),
+                _ => Interval::ALL,
             },
             // A lane's value is one that some lane had.
             Op::Shfl(_) => self.get(s.args[0]),

@@ -1,5 +1,5 @@
 //! The analysis against brute force, against the interpreter, and wrong bounds that the interpreter must find.
-use super::{Interval, Ranges, apply, decided};
+use super::{Interval, Ranges, apply, decided, limited};
 use crate::tile::interp::{run_gpu, run_gpu_within};
 use crate::tile::{Access, Builder, Device, Kernel, Op, ReduceFn, Ty, Val};
 use pavage_ir::{DType, Scalar, ScalarFn};
@@ -46,6 +46,9 @@ fn every_function_of_two_intervals_holds_what_brute_force_finds() {
             let want = seen.iter().all(|s| *s == seen[0]).then_some(seen[0]);
             assert_eq!(decided(f, a, b), want, "{f} of {a:?} and {b:?}");
             folded[usize::from(want.is_some())] += 1;
+            let left: Vec<i64> = (a.lo..=a.hi).filter(|x| (b.lo..=b.hi).any(|y| eval(f, *x, y).b())).collect();
+            let want = left.first().zip(left.last()).map_or(a, |(lo, hi)| Interval { lo: *lo, hi: *hi });
+            assert_eq!(limited(f, a, b), want, "{f} of {a:?} and {b:?}");
         }
     }
     assert!(folded.iter().all(|n| *n > 10_000), "{folded:?}");
@@ -66,10 +69,19 @@ fn sample() -> (Kernel, Vec<Val>) {
     let turn = b.for_(zero, ten, 3, &[zero, zero], |b, i, carried| {
         // One goes round, one grows.
         let next = b.add_i(carried[0], 1);
-        let round = b.rem_i(next, 4);
+        let end = b.index(4);
+        let wrap = b.eq(end, next);
+        let round = b.select(wrap, zero, next);
         let sum = b.add(carried[1], i);
         vec![round, sum]
     });
+    // Narrower integers wrap, or do not.
+    let short = b.cast(at, DType::U32);
+    let (seven, big) = (b.constant(Scalar::I(7), DType::U32), b.constant(Scalar::I(1 << 24), DType::U32));
+    let part = b.rem(short, seven);
+    let part = b.cast(part, DType::I64);
+    let wrapped = b.mul(short, big);
+    let wrapped = b.cast(wrapped, DType::I64);
     let half = b.while_(
         &[at],
         |b, v| {
@@ -80,9 +92,9 @@ fn sample() -> (Kernel, Vec<Val>) {
     )[0];
     let low = b.lt(at, ten);
     let picked = b.if_(low, |_| vec![ten], |_| vec![half])[0];
-    let all = [turn[0], turn[1], half, picked, given];
-    let ty = Ty::of_lanes(DType::I64, 8);
-    let lanes: Vec<Val> = all.iter().chain([&at, &block, &thread]).copied().collect();
+    let all = [turn[0], turn[1], half, picked, given, part, wrapped];
+    let ty = Ty::of_lanes(DType::I64, 16);
+    let lanes: Vec<Val> = all.iter().chain([&at, &block, &thread]).chain(&all[..6]).copied().collect();
     let packed = b.pack(&lanes, ty);
     let sum = b.reduce(ReduceFn::Add, packed);
     b.store(y, at, sum);
@@ -91,7 +103,7 @@ fn sample() -> (Kernel, Vec<Val>) {
     let mut found = vec![];
     kernel.walk(&mut |s| {
         if s.op == Op::Pack {
-            found = s.args.clone();
+            found = s.args[..10].to_vec();
         }
     });
     (kernel, found)
@@ -106,13 +118,15 @@ fn run(kernel: &Kernel, ranges: &Ranges) -> Result<(), String> {
 fn loops_branches_and_casts_have_intervals_that_hold() {
     let (kernel, values) = sample();
     let ranges = Ranges::of(&kernel);
-    let [round, sum, half, picked, given, at, block, thread] = values[..] else { panic!("{values:?}") };
+    let [round, sum, half, picked, given, part, wrapped, at, block, thread] = values[..] else { panic!("{values:?}") };
     let is = |v, lo, hi| assert_eq!(ranges.get(v), Interval { lo, hi }, "{v} of\n{kernel}");
     is(round, 0, 3);
     is(sum, i64::MIN, i64::MAX);
     is(half, 0, 319);
     is(picked, 0, 319);
     is(given, i64::from(i32::MIN), i64::from(i32::MAX));
+    is(part, 0, 6);
+    is(wrapped, 0, i64::from(u32::MAX));
     is(at, 0, 319);
     is(block, 0, 4);
     is(thread, 0, 63);

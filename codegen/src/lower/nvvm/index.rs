@@ -45,6 +45,13 @@ impl Lower<'_> {
         if [lo, hi, step, past].iter().all(|i| i.fits_i32()) { "i32" } else { "i64" }
     }
 
+    /// The type for the sums of an index and `n` numbers from `offset` on.
+    pub(super) fn sum_ty(&self, index: Val, offset: i64, n: usize) -> &'static str {
+        let last = i128::from(offset) + n as i128;
+        let sums = range::apply(ScalarFn::Add, &[self.ranges.get(index), Interval::new(offset.into(), last)]);
+        if self.is_narrow(index) && sums.fits_i32() { "i32" } else { "i64" }
+    }
+
     /// Whether the places of an accumulator's elements fit 32 bits: base, row, column, rows, columns, stride.
     pub(super) fn place_fits(&self, args: [Val; 6]) -> bool {
         let [base, row, col, rows, cols, stride] = args.map(|a| self.ranges.get(a));

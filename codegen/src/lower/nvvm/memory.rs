@@ -124,11 +124,12 @@ impl Lower<'_> {
     /// Elements that share bytes: from an index on, or at each index.
     fn load_packed(&mut self, s: &Stmt, offset: i64) -> Lowered {
         let (b, n) = (s.bufs[0], self.ty(s.results[0]).lanes());
-        let indices = self.raw(s.args[0]);
+        let ty = self.sum_ty(s.args[0], offset, n);
+        let indices = if ty == "i32" { vec![self.kept(s.args[0])] } else { self.raw(s.args[0]) };
         let masks = s.args.get(1).map(|m| self.raw(*m));
         let mut lanes = vec![];
         for l in 0..n {
-            let index = self.e.int_to(&indices[if indices.len() == 1 { 0 } else { l }], "i64");
+            let index = self.e.int_to(&indices[if indices.len() == 1 { 0 } else { l }], ty);
             let at = self.e.int2c("add", &index, offset + if indices.len() == 1 { l as i64 } else { 0 });
             let Some(masks) = &masks else {
                 lanes.push(self.packed_element(b, &at));

@@ -44,7 +44,7 @@ impl Lower<'_> {
         self.e.int2c(if d.class() == Class::Signed { "ashr" } else { "lshr" }, &up, rest)
     }
 
-    /// The element at `at` (`i64`) of a buffer of packed elements.
+    /// The element at `at` of a buffer of packed elements.
     pub(super) fn packed_element(&mut self, b: Buf, at: &Reg) -> Reg {
         let d = self.buf(b).dtype;
         let per = 8 / d.bits() as i64;

@@ -13,8 +13,11 @@ impl Lower<'_> {
         }
         let d = self.ty(*s.args.last().expect("a function has operands")).dtype();
         let (n, out) = (self.ty(s.results[0]).lanes(), s.results[0]);
-        // A constant divisor other than 0 and -1 needs no guard.
-        let plain = s.args.get(1).and_then(|b| self.consts.get(b)).is_some_and(|b| *b != 0 && *b != -1);
+        // A divisor other than 0 and -1 needs no guard.
+        let plain = s.args.get(1).is_some_and(|b| {
+            let range = self.ranges.get(*b);
+            !range.contains(0) && !range.contains(-1) || self.consts.get(b).is_some_and(|b| *b != 0 && *b != -1)
+        });
         // A select of 16-bit floats moves bits.
         if f == ScalarFn::Select && packed(self.ty(out)) && self.ty(s.args[0]).is_scalar() {
             let (c, a, b) = (self.scalar(s.args[0]), self.raw(s.args[1]), self.raw(s.args[2]));

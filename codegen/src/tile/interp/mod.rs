@@ -4,7 +4,7 @@
 //! nested loops and go on later. An agent is up to 128 threads of one block that move in step under a mask (a warpgroup; a
 //! CPU kernel is one agent of one thread). A seeded scheduler picks which agent moves next; when none can, that is a
 //! deadlock and an error. So are accesses out of bounds, a barrier that only some threads of an agent reach, and two threads
-//! touching the same shared byte between barriers when one of them writes, and an index outside what [`super::range`] says of it.
+//! touching the same shared byte between barriers when one of them writes, and an integer outside what [`super::range`] says of it.
 //!
 //! Device words go through [`Machine::word`]: they see values, memory and the blocks of the cluster, and may wait.
 mod ampere;
@@ -14,7 +14,7 @@ mod memory;
 mod value;
 mod words;
 
-use super::{Buf, Device, Kernel, Op, Stmt, Ty, Val, range::Ranges};
+use super::{Buf, Device, Kernel, Op, Stmt, Val, range::Ranges};
 use flat::Step;
 pub use memory::Memory;
 pub use value::Data;
@@ -75,9 +75,9 @@ pub struct Machine<'k> {
     /// Index in the grid of each block of the cluster.
     pub block_ids: Vec<[u32; 3]>,
     agents: Vec<Agent>,
-    /// What index values may be.
+    /// What integers may be.
     ranges: &'k Ranges,
-    /// An index that was something else.
+    /// One that was something else.
     outside: Option<String>,
     /// Barriers passed, per block.
     epochs: Vec<u32>,
@@ -100,7 +100,7 @@ pub fn run_gpu(kernel: &Kernel, bufs: &mut [Vec<u8>], dims: &[i64], grid: [u32; 
     run_gpu_within(kernel, &Ranges::of(kernel), bufs, dims, grid, seed)
 }
 
-/// As [`run_gpu`], its index values held to these ranges.
+/// As [`run_gpu`], its integers held to these ranges.
 pub(crate) fn run_gpu_within(kernel: &Kernel, ranges: &Ranges, bufs: &mut [Vec<u8>], dims: &[i64], grid: [u32; 3], seed: u64) -> Result<(), InterpError> {
     let cluster = kernel.launch.cluster;
     if kernel.launch.grid.iter().zip(grid).any(|(fixed, n)| *fixed != 0 && n > *fixed) {
@@ -252,7 +252,7 @@ impl<'k> Machine<'k> {
 
     /// Set a value in the threads that execute; the others keep what they had.
     pub fn set(&mut self, agent: usize, v: Val, data: Data) {
-        if self.kernel.ty(v) == Ty::INDEX {
+        if self.kernel.ty(v).is_scalar() && self.kernel.ty(v).dtype().is_int() {
             self.within(agent, v, &data);
         }
         self.keep(agent, v, data);
@@ -269,7 +269,7 @@ impl<'k> Machine<'k> {
         }
     }
 
-    /// Note an index value that the analysis rules out, in the threads that execute.
+    /// Note an integer that the analysis rules out, in the threads that execute.
     fn within(&mut self, agent: usize, v: Val, data: &Data) {
         let (range, mask) = (self.ranges.get(v), &self.agents[agent].mask);
         if let Some(t) = (0..mask.len()).find(|t| mask[*t] && !range.contains(data.int(*t))) {
