@@ -3,10 +3,11 @@
 //! Index arithmetic is folded as it is written: constants are evaluated, `i64` values are kept as
 //! `base + constant` so that loads and stores get constant displacements, equal index computations become one
 //! value, and each is placed in the outermost block where its operands exist, so a loop body holds only what
-//! changes in it. Conditions on constants decide at build time which branch is written.
+//! changes in it. On GPUs, what of a dividend is a multiple of the divisor is divided as it is written. Conditions on constants decide at build time which branch is written.
 //!
 //! Mixing types wrongly is an error in the family that builds, and panics with the types in the message;
 //! `tile::check` says the same of parsed text without panicking.
+use super::range::{self, Interval};
 use super::{Access, Block, Buf, BufInfo, Device, DotKind, Kernel, Launch, Op, ReduceFn, ShflKind, Space, Stmt, Ty, Val, VoteKind, hopper};
 use pavage_ir::{DType, Scalar, ScalarFn};
 use std::collections::HashMap;
@@ -31,6 +32,10 @@ pub struct Builder {
     /// `i64` values as base and constant part; a missing base is 0.
     affine: HashMap<Val, (Option<Val>, i64)>,
     bool_consts: HashMap<Val, bool>,
+    /// What `i64` values can be, as far as it is known while the kernel is written.
+    ranges: HashMap<Val, Interval>,
+    /// `i64` values that are another times a constant.
+    scaled: HashMap<Val, (Val, i64)>,
 }
 
 impl Builder {
@@ -46,7 +51,16 @@ impl Builder {
             types: vec![],
             body: Block::default(),
         };
-        Builder { kernel, frames: vec![Frame::default()], next_frame: 1, home: vec![], affine: HashMap::new(), bool_consts: HashMap::new() }
+        Builder {
+            kernel,
+            frames: vec![Frame::default()],
+            next_frame: 1,
+            home: vec![],
+            affine: HashMap::new(),
+            bool_consts: HashMap::new(),
+            ranges: HashMap::new(),
+            scaled: HashMap::new(),
+        }
     }
 
     // ---- parameters and memory ----
@@ -249,16 +263,71 @@ impl Builder {
                     0 => return Some(self.index(0)),
                     1 => base,
                     _ => {
-                        let k = self.index(k);
-                        self.one(Op::Map(f), &[base, k], &[], Ty::INDEX)
+                        let times = self.index(k);
+                        let v = self.one(Op::Map(f), &[base, times], &[], Ty::INDEX);
+                        self.scaled.insert(v, (base, k));
+                        v
                     }
                 };
                 Some(self.of_affine(Some(scaled), c.wrapping_mul(k)))
             }
             ScalarFn::Div if b.is_none() && bc == 1 => Some(args[0]),
             ScalarFn::Rem | ScalarFn::Mod if b.is_none() && bc == 1 => Some(self.index(0)),
+            ScalarFn::Div | ScalarFn::Rem | ScalarFn::Mod if b.is_none() && self.device() == Device::Gpu => self.fold_quotient(f, args[0], bc),
             ScalarFn::Min | ScalarFn::Max if args[0] == args[1] => Some(args[0]),
             _ => None,
+        }
+    }
+
+    /// What an `i64` value can be.
+    fn range(&self, v: Val) -> Interval {
+        match self.as_index(v) {
+            Some(c) => Interval::of(c),
+            None => self.ranges.get(&v).copied().unwrap_or(Interval::ALL),
+        }
+    }
+
+    /// `x / k` or `x % k` of an `x` that is not negative: what of `x` is a multiple of `k`, or `k` of it, needs no division.
+    /// So the threads' parts of a tile, which are a constant apart, have indices a constant apart.
+    fn fold_quotient(&mut self, f: ScalarFn, x: Val, k: i64) -> Option<Val> {
+        let ((Some(base), c), whole, quotient) = (self.affine_of(x), self.range(x), f == ScalarFn::Div) else { return None };
+        if k < 1 || !whole.is_natural() || !self.range(base).is_natural() {
+            return None;
+        }
+        if whole.hi < k {
+            return Some(if quotient { self.index(0) } else { x });
+        }
+        // x = base + over * k + rest.
+        let (over, rest) = (c.div_euclid(k), c.rem_euclid(k));
+        let (value, plus) = match self.scaled.get(&base).copied() {
+            Some((_, m)) if m % k == 0 && !quotient => return Some(self.index(rest)),
+            Some((y, m)) if m % k == 0 => (self.mul_i(y, m / k), over),
+            Some((y, m)) if m > 0 && k % m == 0 && rest < m && self.range(y).is_natural() => {
+                let part = k / m;
+                if quotient {
+                    (self.div_i(y, part), over)
+                } else {
+                    let v = self.rem_i(y, part);
+                    (self.mul_i(v, m), rest)
+                }
+            }
+            _ if over == 0 || rest != 0 => return None,
+            _ if quotient => (self.div_i(base, k), over),
+            _ => (self.rem_i(base, k), 0),
+        };
+        Some(self.add_i(value, plus))
+    }
+
+    /// What a statement's one `i64` can be.
+    fn range_of(&self, op: &Op, args: &[Val]) -> Interval {
+        match op {
+            Op::Map(ScalarFn::Select) => self.range(args[1]).join(self.range(args[2])),
+            Op::Map(f) => range::apply(*f, &args.iter().map(|a| self.range(*a)).collect::<Vec<_>>()),
+            Op::ThreadId => Interval { lo: 0, hi: 1023 },
+            Op::LaneId => Interval { lo: 0, hi: 31 },
+            Op::BlockId(_) => Interval { lo: 0, hi: i64::from(i32::MAX) },
+            Op::Hopper(hopper::HopperWord::GroupThread) => Interval { lo: 0, hi: 127 },
+            _ => Interval::ALL,
         }
     }
 
@@ -445,6 +514,8 @@ impl Builder {
         let types: Vec<Ty> = init.iter().map(|v| self.ty(*v)).collect();
         self.open();
         let i = self.param(Ty::INDEX);
+        let (least, end) = (self.range(lo).lo, self.range(hi).hi);
+        self.ranges.insert(i, Interval { lo: least, hi: end.saturating_sub(1).max(least) });
         let carried: Vec<Val> = types.iter().map(|t| self.param(*t)).collect();
         let next = body(self, i, &carried);
         let block = self.close(next, Some(&types), "for");
@@ -627,7 +698,11 @@ impl Builder {
             return vec![*v];
         }
         let depth = if hoist { lowest } else { here };
+        let range = (results == [Ty::INDEX]).then(|| self.range_of(&op, args));
         let results: Vec<Val> = results.iter().map(|t| self.fresh_in(*t, depth)).collect();
+        if let Some(range) = range {
+            self.ranges.insert(results[0], range);
+        }
         let frame = &mut self.frames[depth];
         if let Some(key) = key {
             frame.known.insert(key, results[0]);

@@ -147,3 +147,44 @@ fn bounds_that_are_wrong_are_found_and_so_is_a_larger_grid() {
     let e = run_gpu(&kernel, &mut [vec![0; 4 * 384], vec![0; 8 * 384]], &[], [6, 1, 1], 1).expect_err("six blocks");
     assert!(e.to_string().contains("at most [5, 1, 1] blocks"), "{e}");
 }
+
+#[test]
+fn quotients_that_are_folded_are_those_that_division_gives() {
+    let (cases, threads) = (400, 64);
+    let mut noise = Noise(11);
+    let mut b = Builder::new("quotients", Device::Gpu);
+    b.launch().threads = threads as u32;
+    let out = b.arg(DType::I64, Access::Write);
+    let (block, thread) = (b.block_id(0), b.thread_id());
+    let mut pool = vec![block, thread];
+    let first = b.mul_i(thread, 4 * cases as i64);
+    let mut divisors = vec![];
+    for i in 0..cases as i64 {
+        let mut pick = |of: &[i64]| of[noise.below(of.len() as u64) as usize];
+        let (m, c, k) =
+            (pick(&[1, 2, 3, 4, 8, 12, 64, -4]), pick(&[0, 0, 1, 2, 3, 4, 7, 16, 17, 48, 256, -1, -8]), pick(&[1, 2, 3, 4, 6, 8, 12, 16, 64, 1024, -4]));
+        let from = pool[noise.below(pool.len() as u64) as usize];
+        let x = b.mul_i(from, m);
+        let x = b.add_i(x, c);
+        let divisor = b.index(k);
+        let (q, r, f) = (b.div(x, divisor), b.rem(x, divisor), b.map(ScalarFn::Mod, &[x, divisor]));
+        for (j, v) in [x, q, r, f].into_iter().enumerate() {
+            let at = b.add_i(first, 4 * i + j as i64);
+            b.store(out, at, v);
+        }
+        pool.extend([x, q, r]);
+        divisors.push(k);
+    }
+    let kernel = b.finish();
+    let mut bufs = [vec![0; threads * cases * 32]];
+    run_gpu(&kernel, &mut bufs, &[], [1, 1, 1], 1).unwrap();
+    let numbers: Vec<i64> = bufs[0].chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    for (i, got) in numbers.chunks(4).enumerate() {
+        let (x, k) = (got[0], divisors[i % cases]);
+        let want = [ScalarFn::Div, ScalarFn::Rem, ScalarFn::Mod].map(|f| eval(f, x, k).i() as i64);
+        assert_eq!(got[1..], want, "{x} by {k}, case {}", i % cases);
+    }
+    let mut divisions = 0;
+    kernel.walk(&mut |s| divisions += usize::from(matches!(s.op, Op::Map(ScalarFn::Div | ScalarFn::Rem | ScalarFn::Mod))));
+    assert!(divisions < 2 * cases, "{divisions} divisions are left of {}", 3 * cases);
+}
