@@ -76,7 +76,7 @@ fn odd_rows_and_wide_types_go_to_other_families() {
 fn attention_of_few_queries_assembles() {
     for arch in ["sm_80", "sm_90a"] {
         let kernels = few_queries(&Target::parse(arch).expect("a target"));
-        // Small grids begin under the end of the kernel before, where GPUs can.
+        // They are brought onto the device under the end of the kernel before, where GPUs can.
         assert!(kernels.iter().all(|k| k.launch.pdl == (arch == "sm_90a")), "{arch}");
         assemble(&kernels, arch);
     }

@@ -46,8 +46,11 @@ pub mod tree;
 mod weights;
 pub mod winograd;
 
-use crate::{targets::Target, tile};
-use pavage_ir::{DType, Dim, Region, Schedule, Tensor, dim::Atom};
+use crate::{
+    targets::Target,
+    tile::{self, hopper::HopperWord},
+};
+use pavage_ir::{DType, Dim, Region, Schedule, Tensor};
 
 /// A kernel with all that a plan needs to launch it.
 #[derive(Clone, Debug)]
@@ -262,24 +265,21 @@ fn launched(mut built: Built, target: &Target) -> Built {
     overlapped(built, target)
 }
 
-/// Blocks a multiprocessor of kernels that begin under the end of the one before: in more waves waiting costs each block more than
-/// the first ones gain.
-const OVERLAPPED_BLOCKS: i64 = 4;
-/// What a size that is open counts as there.
-const NOMINAL: i64 = 64;
+/// Blocks up to which a kernel lets the next one come while it runs.
+const FEW_BLOCKS: u32 = 8;
 
-/// The kernel with its start under the end of the one before, where GPUs can (programmatic dependent launch, CUDA programming guide): it is brought onto the
-/// device while that ends, waits for all that was written before it touches memory, and then lets the next one come.
+/// The kernel with its launch under the end of the one before, where GPUs can (programmatic dependent launch, CUDA programming guide): it is brought onto
+/// the device as the blocks of that end, and waits for all that was written before it touches memory.
 ///
-/// Not for contractions on the general cores: blocks that come early crowd on the multiprocessors that are free by then, and compute there at half the pace
-/// while others idle.
+/// One of few blocks leaves the multiprocessors to the next kernel at once. Others do not: blocks that come before multiprocessors are free crowd on those
+/// that are, and compute there at half the pace while others idle.
 fn overlapped(mut built: Built, target: &Target) -> Built {
-    let Target::Gpu(gpu) = target else { return built };
-    let blocks = built.grid.iter().flatten().cloned().product::<Dim>();
-    let blocks = blocks.eval(&|a: &Atom| matches!(a, Atom::Sym(_)).then_some(NOMINAL)).unwrap_or(i64::MAX);
-    if gpu.sm >= 90 && built.schedule.family != gemm_gpu::FAMILY.name && blocks <= OVERLAPPED_BLOCKS * i64::from(gpu.sms) {
+    if matches!(target, Target::Gpu(gpu) if gpu.sm >= 90) {
         let word = |w| tile::Stmt { op: tile::Op::Hopper(w), args: vec![], bufs: vec![], blocks: vec![], results: vec![] };
-        built.kernel.body.stmts.splice(0..0, [word(tile::hopper::HopperWord::PdlWait), word(tile::hopper::HopperWord::PdlTrigger)]);
+        // Of sizes that are open nothing is known.
+        let few = (1..=FEW_BLOCKS).contains(&built.kernel.launch.grid.iter().product());
+        let words = [Some(HopperWord::PdlWait), few.then_some(HopperWord::PdlTrigger)];
+        built.kernel.body.stmts.splice(0..0, words.into_iter().flatten().map(word));
         built.kernel.launch.pdl = true;
     }
     built

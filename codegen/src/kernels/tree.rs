@@ -191,7 +191,10 @@ impl Forest {
         let defaults = b.and(defaults, nan);
         let holds = b.or(holds, defaults);
         let (yes, no) = (self.int(b, 4, node), self.int(b, 5, node));
-        let next = b.select(holds, yes, no);
+        // Both are asked for before it is known which: of a choice between two loads a compiler makes one load, which waits for the condition.
+        let more = b.sub(yes, no);
+        let more = b.select(holds, more, zero);
+        let next = b.add(no, more);
         b.select(at_leaf, node, next)
     }
 
