@@ -14,6 +14,8 @@ pub fn values(t: &Tensor) -> Result<Vec<f64>, Box<dyn Error>> {
         DType::F64 => t.as_slice::<f64>()?.to_vec(),
         DType::I64 => t.as_slice::<i64>()?.iter().map(|v| *v as f64).collect(),
         DType::I32 => t.as_slice::<i32>()?.iter().map(|v| f64::from(*v)).collect(),
+        DType::I8 => t.as_slice::<i8>()?.iter().map(|v| f64::from(*v)).collect(),
+        DType::U8 => t.as_slice::<u8>()?.iter().map(|v| f64::from(*v)).collect(),
         other => return Err(format!("outputs of dtype {other} are not compared").into()),
     })
 }
@@ -28,6 +30,8 @@ pub fn read<R: Read + Seek>(archive: &mut NpzArchive<R>, name: &str) -> Result<T
         "<f8" => Tensor::from_slice(&shape, &file.into_vec::<f64>()?)?,
         "<i8" => Tensor::from_slice(&shape, &file.into_vec::<i64>()?)?,
         "<i4" => Tensor::from_slice(&shape, &file.into_vec::<i32>()?)?,
+        "|i1" => Tensor::from_slice(&shape, &file.into_vec::<i8>()?)?,
+        "|u1" => Tensor::from_slice(&shape, &file.into_vec::<u8>()?)?,
         other => return Err(format!("`{name}` has element type {other}, which this example does not read").into()),
     })
 }
