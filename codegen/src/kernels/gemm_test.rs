@@ -1,4 +1,4 @@
-//! Contractions and convolutions for any GPU, to machine code.
+//! Contractions and convolutions for any GPU, to machine code; what those of a core ask ahead for.
 use super::hopper_samples::{Tail, linear};
 use super::{ArgFacts, FAMILIES, build};
 use crate::lower::nvvm::assembler::assemble;
@@ -107,4 +107,18 @@ fn convolutions_assemble_without_spills() {
         }
         assemble(&kernels, arch);
     }
+}
+
+#[test]
+fn long_products_of_a_core_ask_ahead_for_what_their_epilogue_reads() {
+    let target = Target::parse("x86-64-v4").expect("a target");
+    let asks = |k: i64, tail: Tail| {
+        let r = linear(DType::F32, DType::F32, 768, k, tail);
+        let built = build(&r, &target, "linear", &ArgFacts::default(), None).expect("builds");
+        assert_eq!(built.schedule.family, "gemm_cpu");
+        built.kernel.to_string().contains("near=1")
+    };
+    assert!(asks(1024, Tail::BiasGeluAdd));
+    // Nothing of its size to read; over before memory answers.
+    assert!(!asks(1024, Tail::BiasGelu) && !asks(64, Tail::BiasGeluAdd));
 }

@@ -4,7 +4,7 @@ use super::{ArgFacts, build};
 use crate::lower::nvvm::assembler::assemble;
 use crate::targets::Target;
 use crate::tile::Kernel;
-use pavage_ir::{DType, Dim, Expr, Region, ScalarFn};
+use pavage_ir::{DType, Dim, Expr, Region, ScalarFn, TensorType, region::RegionOutput};
 
 fn hopper() -> Target {
     Target::parse("sm_90a").expect("a target")
@@ -122,4 +122,21 @@ fn contractions_without_matrix_units_assemble() {
         }
         assemble(&kernels, arch);
     }
+}
+
+#[test]
+fn kernels_of_few_blocks_let_the_next_one_come_at_once() {
+    let early = |n: i64, arch: &str| {
+        let ty = TensorType { dtype: DType::F32, shape: vec![Dim::from(n)] };
+        let mut r = Region::new("twice", ty.shape.clone());
+        r.args.push(ty.clone());
+        let x = r.push(Expr::Load { arg: 0, index: vec![Dim::axis(0)], guard: None }, DType::F32);
+        let expr = r.push(Expr::Call(ScalarFn::Add, vec![x, x]), DType::F32);
+        r.outputs.push(RegionOutput { ty, expr, index: vec![Dim::axis(0)] });
+        let text = build(&r, &Target::parse(arch).expect("a target"), "twice", &ArgFacts::default(), None).expect("builds").kernel.to_string();
+        (text.contains("pdl_wait"), text.contains("pdl_trigger"))
+    };
+    assert_eq!(early(256, "sm_90a"), (true, true));
+    assert_eq!(early(1 << 20, "sm_90a"), (true, false));
+    assert_eq!(early(256, "sm_80"), (false, false));
 }
